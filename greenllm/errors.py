@@ -1,0 +1,17 @@
+"""The one exception that is shown to people without a traceback."""
+
+from __future__ import annotations
+
+
+class GreenError(Exception):
+    """A user's mistake or a limit of the machine, told in plain words.
+
+    Args:
+        what: what is wrong and where, one sentence.
+        fix: which option, command or file changes it; printed on a line of its own.
+    """
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(what if not fix else f"{what}\n{fix}")
+        self.what = what
+        self.fix = fix

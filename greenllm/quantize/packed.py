@@ -1,0 +1,115 @@
+"""Packed integer weights, and the GPTQ tensor layout in which they are stored.
+
+Layout (AutoGPTQ, ``checkpoint_format: gptq``), for a linear of K inputs and N outputs:
+
+* ``qweight`` int32 [K * bits / 32, N]: codes along the input dimension, lowest bits first
+* ``qzeros``  int32 [K / group, N * bits / 32]: zero points minus one
+* ``scales``  fp16  [K / group, N]
+* ``g_idx``   int32 [K]: the group of each input
+
+It is read by transformers, vLLM, the ORT-GenAI builder and TensorRT Edge-LLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greenllm.errors import GreenError
+
+BITS = (2, 3, 4, 8)
+
+
+@dataclass
+class Packed:
+    """A quantized weight of N outputs and K inputs: ``w = (code - zero) * scale``.
+
+    Attributes:
+        codes: uint8 [N, K], each below 2**bits.
+        scales: fp16 [N, G]; G groups of ``group`` neighbouring inputs.
+        zeros: uint8 [N, G], each below 2**bits; 2**(bits-1) throughout when ``symmetric``.
+        bits: 2, 3, 4 or 8.
+        group: inputs that share a scale; K when one scale serves a whole row.
+        symmetric: whether all zero points are the middle of the grid.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+    bits: int
+    group: int
+    symmetric: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self) -> Tensor:
+        """The weight it stands for: float32 [N, K]."""
+        n, k = self.shape
+        grouped = self.codes.view(n, -1, self.group).float() - self.zeros.float()[:, :, None]
+        return (grouped * self.scales.float()[:, :, None]).view(n, k)
+
+    def bits_per_weight(self) -> float:
+        """Stored bits over weights, scales and (asymmetric only) zero points included."""
+        overhead = 16 + (0 if self.symmetric else self.bits)
+        return self.bits + overhead / self.group
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Pack uint8 [R, C] along dim 0 into int32 [R * bits / 32, C], lowest bits first.
+
+    Every 32 codes fill ``bits`` words exactly, so that 3-bit codes cross word borders the way
+    AutoGPTQ's do.
+
+    Raises:
+        GreenError: R is not a multiple of the codes that fill whole words (32 / gcd).
+    """
+    rows, columns = codes.shape
+    if rows * bits % 32:
+        raise GreenError(f"{rows} codes of {bits} bits do not fill whole 32-bit words.")
+    shifts = torch.arange(bits, dtype=torch.uint8)
+    stream = ((codes[:, None, :] >> shifts[None, :, None]) & 1).view(-1, 32, columns).to(torch.int64)
+    words = (stream << torch.arange(32, dtype=torch.int64)[None, :, None]).sum(1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def unpack_bits(words: Tensor, bits: int) -> Tensor:
+    """Undo :func:`pack_bits`: int32 [W, C] to uint8 [W * 32 / bits, C]."""
+    stream = (words[:, None, :] >> torch.arange(32, dtype=torch.int32)[None, :, None]) & 1
+    stream = stream.reshape(-1, bits, words.shape[1])
+    weights = (1 << torch.arange(bits, dtype=torch.int32))[None, :, None]
+    return (stream * weights).sum(1).to(torch.uint8)
+
+
+def to_gptq(packed: Packed) -> dict[str, Tensor]:
+    """The four tensors of the GPTQ layout (see the top of this file)."""
+    n, k = packed.shape
+    return {
+        "qweight": pack_bits(packed.codes.T.contiguous(), packed.bits),
+        "qzeros": pack_bits((packed.zeros - 1) & (2**packed.bits - 1), packed.bits).T.contiguous(),
+        "scales": packed.scales.T.contiguous().half(),
+        "g_idx": (torch.arange(k) // packed.group).to(torch.int32),
+    }
+
+
+def from_gptq(tensors: dict[str, Tensor], bits: int, group: int, *, symmetric: bool) -> Packed:
+    """Undo :func:`to_gptq`. ``group`` -1 means one group a row.
+
+    Raises:
+        GreenError: shapes that do not belong together, or inputs whose groups are not neighbours
+            (``desc_act`` without static groups), which no kernel here runs.
+    """
+    codes = unpack_bits(tensors["qweight"], bits).T.contiguous()
+    k = codes.shape[1]
+    group = k if group == -1 else group
+    if "g_idx" in tensors and not torch.equal(tensors["g_idx"].long(), torch.arange(k) // group):
+        raise GreenError("Its groups are not contiguous (desc_act without static groups).", "Quantize it again.")
+    zeros = (unpack_bits(tensors["qzeros"].T.contiguous(), bits) + 1) & (2**bits - 1)
+    scales = tensors["scales"].T.contiguous()
+    if scales.shape != (codes.shape[0], k // group) or zeros.shape != scales.shape:
+        raise GreenError(f"Scales {tuple(scales.shape)} do not fit weights {tuple(codes.shape)} in groups of {group}.")
+    return Packed(codes, scales, zeros, bits, group, symmetric)
