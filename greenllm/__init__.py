@@ -24,13 +24,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Import on first use: a device has no torch, and ``import greenllm`` is quick."""
+    import importlib
+
     if name in ("bench", "export"):
-        # The function and its subpackage share a name; the function is what a caller wants.
-        import importlib
-
-        return getattr(importlib.import_module(f"greenllm.{name}"), name)
+        return importlib.import_module(f"greenllm.{name}")  # callable, see greenllm.callable
     if name in _HOME:
-        import importlib
-
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'greenllm' has no attribute {name!r}")
