@@ -105,7 +105,7 @@ class Artifact:
     def deployable(self) -> Artifact:
         """The part of a ``model`` that runs on the target; the artifact itself otherwise."""
         part = self.manifest.details.get("deploy")
-        return read(self.path / _inside(str(part))) if self.kind == "model" and part else self
+        return read(self.path / inside(str(part))) if self.kind == "model" and part else self
 
     @property
     def bytes_on_disk(self) -> int:
@@ -119,7 +119,7 @@ class Artifact:
             GreenError: a file is missing, changed, a link, or outside the directory.
         """
         for name, want in self.manifest.files.items():
-            path = self.path / _inside(name)
+            path = self.path / inside(name)
             if path.is_symlink() or not path.is_file():
                 raise GreenError(f"{path}: listed in {MANIFEST} but {'a link' if path.is_symlink() else 'missing'}.")
             if path.stat().st_size != want.size or sha256(path) != want.sha256:
@@ -182,7 +182,7 @@ def read(path: Path | str) -> Artifact:
     except (ValidationError, UnicodeDecodeError) as e:
         raise GreenError(f"{file} is not a valid manifest: {_first_error(e)}.") from e
     for name in manifest.files:
-        _inside(name)
+        inside(name)
     return Artifact(path, manifest)
 
 
@@ -286,7 +286,12 @@ def _swap(part: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
+    """``name`` if it is a relative path that stays below where it is joined.
+
+    Raises:
+        GreenError: it is absolute, empty, or climbs out.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise GreenError(f"A manifest names {name!r}, which is outside its directory; it is not read.")

@@ -1,0 +1,327 @@
+"""A checkpoint in Hugging Face's format, read lazily; dense, or packed in the GPTQ tensor layout."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from greenllm import artifact, source
+from greenllm.artifact import Source
+from greenllm.errors import GreenError
+from greenllm.quantize.packed import BITS, Packed, from_gptq
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
+_SIDE_FILES = ("*.json", "*.jinja", "*.model", "vocab*", "merges*", "1_Pooling/*")
+_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+_SHARD = 2 << 30
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Find and open a model: hub id, directory, ``.gguf`` file or artifact.
+
+    Raises:
+        GreenError: see :func:`greenllm.source.resolve`; or an architecture nobody knows.
+    """
+    path, parents = source.resolve(model)
+    return Checkpoint(path, parents)
+
+
+class Checkpoint:
+    """A directory with ``config.json``, safetensors and tokenizer; weights stay on disk until asked for.
+
+    Attributes:
+        path: the directory.
+        parents: provenance, from the nearest to the source.
+        config: transformers' configuration, without ``quantization_config``.
+        task: "text-generation", "feature-extraction" or "text-classification".
+        tied: whether head and embedding are one matrix.
+    """
+
+    def __init__(self, path: Path, parents: list[Source] | None = None) -> None:
+        self.path = path
+        self.parents = parents or []
+        self.config, self.quantization = _read_config(path)
+        self.task = _task(self.config)
+        self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
+        details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
+        self.tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
+        self.config.tie_word_embeddings = self.tied
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any weight is packed."""
+        return self.quantization is not None
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """Number of weights of the dense model, tied ones counted once."""
+        return sum(p.numel() for p in self.skeleton().parameters())
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model with its parameters on the meta device (no memory), buffers real, in eval mode.
+
+        Raises:
+            GreenError: transformers cannot build this architecture.
+        """
+        from accelerate import init_empty_weights
+
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = _auto_class(self.task).from_config(self.config, dtype=torch.float32)
+        except (ValueError, KeyError, AttributeError, TypeError) as e:
+            raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
+        if self.tied:
+            model.tie_weights()
+        return model.eval()
+
+    def names(self) -> list[str]:
+        """Parameter names of the dense model, a tied head left out."""
+        return [name for name, _ in self.skeleton().named_parameters()]
+
+    def tensor(self, name: str) -> Tensor:
+        """One weight of the dense model, float32 (a packed one is dequantized).
+
+        Raises:
+            GreenError: it is missing, or holds NaN or infinity.
+        """
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and self.quantized:
+            head = self._packed_module(module)
+            if head:
+                return self.read_packed(head).dequantize()
+        stored = self._stored(name)
+        if stored is None:
+            raise GreenError(f"{self.path}: the weight {name} is missing from the checkpoint.", "Download it again.")
+        value = self._read(stored).float()
+        if not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise GreenError(f"{self.path}: the weight {stored} holds {bad} values that are NaN or infinite.")
+        return value
+
+    def packed(self) -> Iterator[tuple[str, Packed]]:
+        """Module names and packed weights, one at a time; nothing for a dense checkpoint."""
+        for key in sorted(self._where):
+            if key.endswith(".qweight"):
+                module = key.removesuffix(".qweight")
+                yield module, self.read_packed(module)
+
+    def read_packed(self, module: str) -> Packed:
+        """The packed weight of one module.
+
+        Raises:
+            GreenError: its tensors or its entry in ``quantization_config`` do not fit together.
+        """
+        bits, group, symmetric = spec_of(self.quantization or {}, module)
+        parts = {p: self._read(f"{module}.{p}") for p in _PARTS if f"{module}.{p}" in self._where}
+        try:
+            return from_gptq(parts, bits, group, symmetric=symmetric)
+        except (GreenError, KeyError, RuntimeError) as e:
+            raise GreenError(f"{self.path}: the packed weight {module} is not valid: {_line(e)}") from e
+
+    def load_model(self) -> PreTrainedModel:
+        """The dense model in float32 and eval mode; packed weights are dequantized.
+
+        Raises:
+            GreenError: a weight is missing, of another shape, or not finite.
+        """
+        model = self.skeleton()
+        for name, _ in list(model.named_parameters()):
+            self.materialize(model, name)
+        if self.tied:
+            model.tie_weights()
+        return model
+
+    def materialize(self, model: nn.Module, name: str) -> None:
+        """Put one weight of this checkpoint into its place in ``model``."""
+        value = self.tensor(name)
+        module, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(module)
+        want = getattr(owner, leaf).shape
+        if value.shape != want:
+            raise GreenError(f"{self.path}: {name} is {tuple(value.shape)}, but config.json says {tuple(want)}.")
+        setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
+
+    def write_dense(self, out: Path) -> None:
+        """Write an ordinary Hugging Face directory (dequantized, float32), a shard at a time.
+
+        Raises:
+            OSError: ``out`` cannot be written.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        copy_side_files(self.path, out)
+        write_config(out, self.config, None)
+        write_shards(out, ((name, self.tensor(name)) for name in self.names()))
+
+    def _packed_module(self, module: str) -> str | None:
+        """The packed module that holds this one's weight; a tied embedding's is the head."""
+        if f"{module}.qweight" in self._where:
+            return module
+        if self.tied:
+            model = self.skeleton()
+            head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+            names = {id(m): n for n, m in model.named_modules()}
+            if head is not None and names.get(id(embedding)) == module:
+                name = names[id(head)]
+                return name if f"{name}.qweight" in self._where else None
+        return None
+
+    def _stored(self, name: str) -> str | None:
+        """The checkpoint's key of a parameter: as it is, or under another prefix or an old name."""
+        prefix = _auto_class(self.task)._model_mapping[type(self.config)].base_model_prefix  # noqa: SLF001
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        for candidate in (name, old):
+            for key in (candidate, f"{prefix}.{candidate}", candidate.removeprefix(f"{prefix}.")):
+                if key in self._where:
+                    return key
+        return None
+
+    def _read(self, key: str) -> Tensor:
+        with safe_open(self._where[key], framework="pt") as f:
+            return f.get_tensor(key)
+
+
+def spec_of(quantization: dict[str, Any], module: str) -> tuple[int, int, bool]:
+    """(bits, group, symmetric) of a module by a GPTQ ``quantization_config`` and its overrides.
+
+    Raises:
+        GreenError: values that no one packs.
+    """
+    spec = dict(quantization)
+    for rule, override in (quantization.get("dynamic") or {}).items():
+        if re.match(rule.removeprefix("+:"), module):
+            spec |= override
+    bits, group = spec.get("bits"), spec.get("group_size")
+    if bits not in BITS or not isinstance(group, int) or (group < 1 and group != -1):
+        raise GreenError(f"quantization_config: {bits} bits in groups of {group} for {module} is nothing known.")
+    return bits, group, bool(spec.get("sym", True))
+
+
+def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of repeated blocks: of all lists of like modules, the one with the most parameters.
+
+    Raises:
+        GreenError: the model has none.
+    """
+    lists = [
+        (sum(p.numel() for p in m.parameters()), name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1
+    ]
+    if not lists:
+        raise GreenError(f"{type(model).__name__} has no list of repeated blocks; it cannot be walked.")
+    _, name, found = max(lists, key=lambda x: x[0])
+    return name, found
+
+
+def write_shards(out: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """Write tensors into ``model*.safetensors`` of at most 2 GB, with an index when there are several."""
+    from safetensors.torch import save_file
+
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        save_file(held, out / f"shard-{len(shards)}.safetensors", {"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+
+    for name, value in tensors:
+        held[name] = value.contiguous()
+        if sum(t.nbytes for t in held.values()) >= _SHARD:
+            flush()
+    if held:
+        flush()
+    if len(shards) == 1:
+        (out / "shard-0.safetensors").rename(out / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for i, keys in enumerate(shards):
+        final = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        (out / f"shard-{i}.safetensors").rename(out / final)
+        weight_map |= dict.fromkeys(keys, final)
+    artifact.write_atomic(out / "model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def write_config(out: Path, config: PretrainedConfig, quantization: dict[str, Any] | None) -> None:
+    """Write ``config.json``, with a ``quantization_config`` when there is one."""
+    data = config.to_diff_dict()
+    data.pop("quantization_config", None)
+    data["dtype"] = "float32"
+    if quantization:
+        data |= {"quantization_config": quantization, "tie_word_embeddings": False}
+    artifact.write_atomic(out / "config.json", json.dumps(data, indent=2, default=str) + "\n")
+
+
+def copy_side_files(source_dir: Path, out: Path) -> None:
+    """Copy tokenizer, templates and pooling; not weights, their index, the config or the manifest."""
+    for pattern in _SIDE_FILES:
+        for file in source_dir.glob(pattern):
+            if file.name in (artifact.MANIFEST, "config.json") or file.name.endswith(".index.json"):
+                if file.parent == source_dir:
+                    continue
+            target = out / file.relative_to(source_dir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
+    from transformers import AutoConfig
+
+    file = path / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as e:
+        raise GreenError(
+            f"{file}: transformers knows no such model: {_line(e)}",
+            "Only architectures of the installed transformers are run; a checkpoint's own code never is.",
+        ) from e
+    quantization = raw.get("quantization_config")
+    if quantization is not None and quantization.get("quant_method") != "gptq":
+        raise GreenError(
+            f"{file}: weights quantized by {quantization.get('quant_method')!r} are not read here.",
+            "Start from the dense checkpoint, or from one in the GPTQ layout.",
+        )
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config, quantization
+
+
+def _task(config: PretrainedConfig) -> str:
+    from transformers.models.auto import modeling_auto as auto
+
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return GENERATION
+    if name in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
+        return CLASSIFICATION
+    if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
+        return FEATURES
+    raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
+
+
+def _auto_class(task: str) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return {GENERATION: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification, FEATURES: AutoModel}[task]
+
+
+def _keys(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as f:
+        return list(f.keys())
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
