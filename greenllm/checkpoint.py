@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
@@ -79,7 +80,7 @@ class Checkpoint:
 
         try:
             with init_empty_weights(include_buffers=False):
-                model = _auto_class(self.task).from_config(self.config, dtype=torch.float32)
+                model = _auto_class(self.task).from_config(copy.deepcopy(self.config), dtype=torch.float32)
         except (ValueError, KeyError, AttributeError, TypeError) as e:
             raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
         if self.tied:
@@ -98,9 +99,10 @@ class Checkpoint:
         """
         module, _, kind = name.rpartition(".")
         if kind == "weight" and self.quantized:
-            head = self._packed_module(module)
-            if head:
-                return self.read_packed(head).dequantize()
+            packed = self._packed_module(module)
+            if packed:
+                value = self.read_packed(packed).dequantize()
+                return value.T.contiguous() if module in self._sideways else value
         stored = self._stored(name)
         if stored is None:
             raise GreenError(f"{self.path}: the weight {name} is missing from the checkpoint.", "Download it again.")
@@ -164,17 +166,35 @@ class Checkpoint:
         write_config(out, self.config, None)
         write_shards(out, ((name, self.tensor(name)) for name in self.names()))
 
+    @functools.cached_property
+    def _roles(self) -> tuple[str, str]:
+        """Module names of the input embedding and the head, "" where there is none."""
+        model = self.skeleton()
+        names = {id(m): n for n, m in model.named_modules()}
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        return names.get(id(embedding), ""), names.get(id(head), "") if head is not None else ""
+
+    @property
+    def embedding(self) -> str:
+        """Module name of the input embedding."""
+        return self._roles[0]
+
+    @property
+    def head(self) -> str:
+        """Module name of the language-model head, "" if there is none."""
+        return self._roles[1]
+
+    @functools.cached_property
+    def _sideways(self) -> frozenset[str]:
+        """Modules that keep their weight as [inputs, outputs] (GPT-2's Conv1D)."""
+        return frozenset(n for n, m in self.skeleton().named_modules() if type(m).__name__ == "Conv1D")
+
     def _packed_module(self, module: str) -> str | None:
         """The packed module that holds this one's weight; a tied embedding's is the head."""
         if f"{module}.qweight" in self._where:
             return module
-        if self.tied:
-            model = self.skeleton()
-            head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-            names = {id(m): n for n, m in model.named_modules()}
-            if head is not None and names.get(id(embedding)) == module:
-                name = names[id(head)]
-                return name if f"{name}.qweight" in self._where else None
+        if self.tied and module == self.embedding and f"{self.head}.qweight" in self._where:
+            return self.head
         return None
 
     def _stored(self, name: str) -> str | None:

@@ -1,0 +1,143 @@
+"""Samples for calibration: the model's own, or text from a file or a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.errors import GreenError
+from greenllm.progress import Progress, Silent
+
+_TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "prompt")
+
+
+def samples(checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None) -> Tensor:
+    """Token ids for calibration, int64 [count, length], no padding.
+
+    Args:
+        checkpoint: whose tokenizer (and, for "self", whose own words) are used.
+        source: "self", a ``.txt`` or ``.jsonl`` file, or a hub data set id.
+        count: number of samples.
+        length: tokens in each.
+        seed: of sampling ("self") or of the choice of windows (text).
+        progress: told about the model's own samples, which take a while.
+
+    Raises:
+        GreenError: the file is empty or unreadable, a row is bad, or there is too little text.
+    """
+    if source == "self":
+        return own_samples(checkpoint, count, length, seed, progress or Silent())
+    tokens = _tokenize(checkpoint, _texts(source), need=count * length * 4)
+    if len(tokens) < count * length:
+        raise GreenError(
+            f"{source} has {len(tokens)} tokens; {count} samples of {length} need {count * length}.",
+            "Give more text, or fewer or shorter samples (--samples, --length).",
+        )
+    starts = torch.randperm(len(tokens) // length, generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.stack([tokens[s * length : (s + 1) * length] for s in starts.tolist()])
+
+
+@torch.no_grad()
+def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, progress: Progress) -> Tensor:
+    """What the model says by itself, sampled at temperature 1 after its first token.
+
+    Data-free calibration of LLM-QAT (Liu et al., 2023, arXiv:2305.17888, section 3.1). An encoder says nothing:
+    it gets random tokens of its vocabulary.
+
+    Returns:
+        int64 [count, length].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = int(checkpoint.config.vocab_size)
+    if checkpoint.task != GENERATION:
+        return torch.randint(vocabulary, (count, length), generator=generator)
+    model = checkpoint.load_model()
+    first = getattr(checkpoint.config, "bos_token_id", None)
+    start = torch.randint(vocabulary, (count, 1), generator=generator) if first is None else torch.full((count, 1), first)
+    ids, past = start, None
+    progress.stage("sampling calibration text", length)
+    for _ in range(length - 1):
+        out = model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        chances = torch.softmax(out.logits[:, -1].float(), -1)
+        ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
+        progress.advance()
+    progress.advance()
+    return ids
+
+
+def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
+    """What the manifest says of the samples."""
+    digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+    return {"source": source, "samples": ids.shape[0], "length": ids.shape[1], "seed": seed, "sha256": digest}
+
+
+def _tokenize(checkpoint: Checkpoint, texts: Iterator[str], need: int) -> Tensor:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    found: list[int] = []
+    for text in texts:
+        found += tokenizer(text, verbose=False)["input_ids"]
+        if len(found) >= need:
+            break
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def _texts(source: str) -> Iterator[str]:
+    path = Path(source).expanduser()
+    if path.suffix in (".txt", ".jsonl"):
+        return _from_file(path)
+    if path.exists():
+        raise GreenError(f"{path}: calibration text is read from .txt and .jsonl files.", "See --calibration.")
+    return _from_hub(source)
+
+
+def _from_file(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise GreenError(f"{path}: no such calibration file.", "Check --calibration.") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise GreenError(f"{path} cannot be read as UTF-8 text: {e}.", "Check --calibration.") from e
+    if not text.strip():
+        raise GreenError(f"{path} has nothing in it.", "Give text with --calibration, or --calibration self.")
+    if path.suffix == ".txt":
+        return iter([text])
+    return (_row(path, n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def _row(path: Path, n: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as e:
+        raise GreenError(f"{path}, line {n}: not JSON.", "Each line is one JSON object with a text.") from e
+    if not isinstance(row, dict) or not any(isinstance(row.get(f), str) for f in _TEXT_FIELDS):
+        raise GreenError(f"{path}, line {n}: no text in it.", f"One of these keys holds it: {', '.join(_TEXT_FIELDS)}.")
+    parts = [row[f] for f in (*_TEXT_FIELDS, "input", "output", "answer") if isinstance(row.get(f), str)]
+    return "\n".join(p for p in parts if p)
+
+
+def _from_hub(name: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, split="train", streaming=True)
+        rows = list(itertools.islice(data, 2000))
+    except Exception as e:  # noqa: BLE001 - the library raises whatever its backends raise
+        raise GreenError(
+            f"{name}: neither a file here nor a data set that the hub gives: {str(e).splitlines()[0][:200]}",
+            "Give --calibration self, a .txt or .jsonl file, or a data set id.",
+        ) from e
+    field = next((f for f in _TEXT_FIELDS if rows and isinstance(rows[0].get(f), str)), None)
+    if field is None:
+        raise GreenError(f"{name}: no column with text ({', '.join(_TEXT_FIELDS)}).", "Give another data set.")
+    return (r[field] for r in rows)

@@ -1,0 +1,187 @@
+"""One block at a time through a model that need not fit in memory.
+
+Weights of a block are read when the walk reaches it and dropped when it leaves. What the walk has done is
+committed to disk block by block, so that a killed run goes on at the next block, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from greenllm.checkpoint import Checkpoint, blocks_of
+from greenllm.progress import Progress, Silent
+
+Batch = dict[str, Tensor]
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # all that a block is called with after its hidden states
+# (block's name, block with its weights in place, a function that runs it over all batches) -> tensors to keep
+Visit = Callable[[str, nn.Module, Callable[[], None]], dict[str, Tensor]]
+
+
+class Walk:
+    """Hidden states of calibration batches on their way through the blocks of a checkpoint.
+
+    Args:
+        checkpoint: where weights come from.
+        batches: model inputs, every one of the same shape.
+        state: directory for committed work; what lies there is gone on with.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, batches: list[Batch], state: Path) -> None:
+        self.checkpoint = checkpoint
+        self.batches = batches
+        self.state = state
+        self.model = checkpoint.skeleton()
+        self.prefix, self.blocks = blocks_of(self.model)
+        for name, _ in list(self.model.named_parameters()):
+            if not name.startswith(self.prefix + "."):
+                checkpoint.materialize(self.model, name)
+        if checkpoint.tied:
+            self.model.tie_weights()
+        self.model.config.use_cache = False
+        self.calls: list[Call] = []
+        self.hidden: list[Tensor] = []
+
+    @torch.no_grad()
+    def run(self, visit: Visit, progress: Progress | None = None) -> None:
+        """Bring each block to ``visit``; commit what it returns; move the hidden states on.
+
+        ``visit`` may change the block's weights in place: the next block sees what it left.
+        """
+        progress = progress or Silent()
+        done = self._resume()
+        self._record()
+        if done:
+            self.hidden = list(load_file(self.state / f"hidden-{done}.safetensors").values())
+            progress.advance(done)
+        for i in range(done, len(self.blocks)):
+            block = self.blocks[i]
+            name = f"{self.prefix}.{i}"
+            self._load(name)
+            kept = visit(name, block, lambda i=i, block=block: self._forward(i, block, keep=False))  # type: ignore[misc]
+            self._forward(i, block, keep=True)
+            self._commit(i, kept)
+            block.to("meta")
+            progress.advance()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that was committed, block by block."""
+        for i in range(len(self.blocks)):
+            yield from load_file(self.state / f"block-{i}.safetensors").items()
+
+    @torch.no_grad()
+    def head_inputs(self, head: nn.Module) -> Iterator[Tensor]:
+        """Inputs of ``head`` (a module after the blocks) for each batch, [tokens, K]; after :meth:`run`."""
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            caught.append(args[0].flatten(0, -2))
+            raise _StopForward
+
+        handle = head.register_forward_pre_hook(catch)
+        try:
+            for batch, hidden in zip(self.batches, self.hidden, strict=True):
+                with self._replaced([_PassThrough(b, hidden) for b in self.blocks]), _until_stopped():
+                    self.model(**batch)
+                yield caught.pop()
+        finally:
+            handle.remove()
+
+    def _record(self) -> None:
+        """Run the model with pass-through blocks to learn what each block is called with."""
+        last = len(self.blocks) - 1
+        recorders = [_PassThrough(b, stop=i == last) for i, b in enumerate(self.blocks)]
+        for batch in self.batches:
+            with self._replaced(recorders), _until_stopped():
+                self.model(**batch)
+            self.hidden.append(recorders[0].hidden)
+        # Same shapes, no padding: masks and positions are the same for every batch.
+        self.calls = [r.call for r in recorders]
+
+    def _load(self, name: str) -> None:
+        for parameter, _ in list(self.model.named_parameters()):
+            if parameter.startswith(name + "."):
+                self.checkpoint.materialize(self.model, parameter)
+
+    def _forward(self, i: int, block: nn.Module, *, keep: bool) -> None:
+        for j, hidden in enumerate(self.hidden):
+            args, kwargs = self.calls[i]
+            out = block(hidden, *args, **kwargs)
+            if keep:
+                self.hidden[j] = out[0] if isinstance(out, tuple) else out
+
+    def _commit(self, i: int, kept: dict[str, Tensor]) -> None:
+        """Block first, then hidden states: either file alone is no progress, both together are."""
+        _save({k: v.contiguous() for k, v in kept.items()}, self.state / f"block-{i}.safetensors")
+        _save({f"{j:05d}": h for j, h in enumerate(self.hidden)}, self.state / f"hidden-{i + 1}.safetensors")
+        (self.state / f"hidden-{i}.safetensors").unlink(missing_ok=True)
+
+    def _resume(self) -> int:
+        """The number of blocks that lie committed and whole."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        for i in range(len(self.blocks), 0, -1):
+            blocks = (self.state / f"block-{j}.safetensors" for j in range(i))
+            if (self.state / f"hidden-{i}.safetensors").exists() and all(b.exists() for b in blocks):
+                return i
+        return 0
+
+    @contextmanager
+    def _replaced(self, stand_ins: list[_PassThrough]) -> Iterator[None]:
+        real = list(self.blocks)
+        for i, stand_in in enumerate(stand_ins):
+            self.blocks[i] = stand_in
+        try:
+            yield
+        finally:
+            for i, block in enumerate(real):
+                self.blocks[i] = block
+
+
+class _PassThrough(nn.Module):
+    """Stands in for a block: notes what it was called with, returns its input or a given one."""
+
+    def __init__(self, real: nn.Module, give: Tensor | None = None, *, stop: bool = False) -> None:
+        super().__init__()
+        object.__setattr__(self, "real", real)  # not a submodule: only its attributes are wanted
+        self.give = give
+        self.stop = stop
+        self.hidden = torch.empty(0)
+        self.call: Call = ((), {})
+
+    def __getattr__(self, name: str) -> Any:
+        """Some models ask a block for its attention type before they call it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "real"), name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.hidden = hidden
+        self.call = (args, kwargs)
+        if self.stop:
+            raise _StopForward
+        return hidden if self.give is None else self.give
+
+
+class _StopForward(Exception):  # noqa: N818 - control flow, not an error
+    """Raised when what was wanted has been seen."""
+
+
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    try:
+        yield
+    except _StopForward:
+        return
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    part = path.with_suffix(".part")
+    save_file(tensors, part)
+    part.replace(path)
