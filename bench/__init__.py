@@ -1,0 +1,140 @@
+"""Bench: what a model loses and what it saves, each figure with its certainty."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from greenllm.artifact import Artifact, versions
+from greenllm.bench import compare, energy, fidelity, texts
+from greenllm.bench.measurement import Measurement
+from greenllm.bench.models import find_all
+from greenllm.bench.results import METRICS, Results, Row, machine
+from greenllm.bench.session import EFFORTS, Effort, Query, Session
+from greenllm.callable import make_callable
+from greenllm.errors import GreenError
+from greenllm.progress import Progress, Silent
+
+__all__ = ["EFFORTS", "METRICS", "Effort", "Measurement", "Results", "Row", "bench"]
+
+
+def bench(
+    models: Sequence[str | Path | Artifact],
+    *,
+    baseline: str | Path | Artifact | None = None,
+    text: str | Path | None = None,
+    pairs: str | Path | None = None,
+    country: str | None = None,
+    region: str | None = None,
+    intensity: float | None = None,
+    carbon: bool = True,
+    threads: int | None = None,
+    prompt_tokens: int = 128,
+    answer_tokens: int = 64,
+    window: int = 512,
+    effort: Literal["quick", "full"] | Effort = "quick",
+    report: str | Path | None = None,
+    meter: energy.Meter | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure models side by side: quality, speed, size, energy and carbon.
+
+    Args:
+        models: artifacts, checkpoint or ORT-GenAI directories, ``.gguf`` files or hub ids.
+        baseline: what the others are compared with; the first of ``models`` by default.
+        text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
+        pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
+        country: of the grid, a three-letter code or a name; it is required for carbon.
+        region: state, province or bidding zone, where the grid data know it.
+        intensity: gCO2e per kWh, instead of a country's.
+        carbon: measure energy and carbon; without it no country is needed.
+        threads: for each model; all cores that this process may use by default.
+        prompt_tokens: length of a query's prompt (of the text, for an encoder).
+        answer_tokens: length of its answer, 2 or more.
+        window: tokens of a scored window.
+        effort: "quick" (minutes), "full", or an :class:`Effort`.
+        report: directory, or name of the ``.html`` file, to write the report to.
+        meter: of energy; codecarbon by default.
+        progress: told of each stage.
+
+    Returns:
+        One row a model. A model that crashes, hangs or gives NaN has a row that says so.
+
+    Raises:
+        GreenError: a model, text, pair file, country or number that cannot be, before anything is measured.
+    """
+    settings = EFFORTS[effort] if isinstance(effort, str) and effort in EFFORTS else effort
+    if isinstance(settings, str):
+        raise GreenError(f"No effort is called {settings!r}.", f"There are {', '.join(EFFORTS)}.")
+    for name, value, least in (("prompt_tokens", prompt_tokens, 2), ("answer_tokens", answer_tokens, 2),
+                               ("window", window, 8), ("threads", threads or 1, 1)):  # fmt: skip
+        if value < least:
+            raise GreenError(f"{name} is {value}; it must be at least {least}.")
+    grid = energy.grid(country, region, intensity) if carbon else None
+    targets = find_all(models, baseline)
+    corpus = texts.read(text)
+    scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
+    here = machine()
+    threads = threads or here.cores
+    with Session(targets, threads, progress or Silent()) as session:
+        session.load()
+        encoders = any(c.info.task == "feature-extraction" for c in session.live)
+        query = Query(prompt_tokens, 0 if encoders else answer_tokens)
+        session.cut(corpus, window, settings.windows, query)
+        stopped = session.speed(query, settings)
+        spent = _energy(session, query, settings, grid, meter) if grid else {}
+        if encoders:
+            session.embed(texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
+        else:
+            session.score()
+        compare.ratios(session)
+        results = Results(
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            baseline=session.rows[0].name,
+            rows=session.rows,
+            machine=here,
+            versions=versions(),
+            settings={
+                "effort": effort if isinstance(effort, str) else "own",
+                "threads": threads,
+                "batch": 1,
+                **compare.query_settings(query),
+                **compare.text_settings(session, corpus, window),
+                "rounds": stopped,
+                **spent,
+            },
+        )
+    results.methods, results.caveats = compare.methods(results), compare.caveats(results)
+    if report is not None:
+        from greenllm.bench.report import write_report
+
+        write_report(results, report)
+    return results
+
+
+def _energy(
+    session: Session, query: Query, effort: Effort, grid: energy.Grid, meter: energy.Meter | None
+) -> dict[str, str | float]:
+    from greenllm.bench.energy.codecarbon import Codecarbon
+
+    used = meter or Codecarbon()
+    try:
+        idle = session.energy(query, effort, used, grid)
+    finally:
+        if meter is None:
+            used.close()
+    return {
+        "meter": used.method,
+        "meter_covers": used.covers,
+        "energy_window_s": max(effort.energy, used.shortest),
+        "idle_w": round(idle.power, 3),
+        "grid_g_per_kwh": round(grid.grams_per_kwh, 2),
+        "grid": " ".join(x for x in (grid.country, grid.region) if x) or "given",
+        "grid_source": grid.source,
+    }
+
+
+make_callable(__name__, bench)

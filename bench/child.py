@@ -1,0 +1,94 @@
+"""The other end of :mod:`greenllm.bench.process`: one model in one process, answering calls over a pipe.
+
+Started as ``python -m greenllm.bench.child FD``; ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from greenllm.bench import latency, perplexity
+from greenllm.bench.runners import Info, Runner, loader
+from greenllm.errors import GreenError
+
+
+class Server:
+    """What a parent may call, by name."""
+
+    def __init__(self) -> None:
+        self._runner: Runner | None = None
+
+    def load(self, runner: str, path: str, threads: int) -> Info:
+        """Load the model; everything else comes after."""
+        self._runner = loader(runner).load(path, threads)
+        return self._runner.info
+
+    def queries(self, prompt: list[int], answer: int, seconds: float) -> list[latency.Query]:
+        """Answer the same query, whole, again and again until ``seconds`` have passed."""
+        return latency.repeat(self._ready, prompt, answer, seconds)
+
+    def score(self, tokens: list[int], start: int, save: str | None, against: str | None) -> perplexity.Score:
+        """Score ``tokens[start:]``; leave the logits at ``save``, compare with those at ``against``.
+
+        Raises:
+            GreenError: the logits hold NaN or infinity, or have another shape than the baseline's.
+        """
+        logits = self._ready.logits(tokens)[start - 1 : -1]
+        source = np.load(against, mmap_mode="r") if against else None
+        score = perplexity.score(logits, tokens[start:], source)
+        if save:
+            np.save(save, logits)
+        return score
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """Embeddings, float32 [B, H].
+
+        Raises:
+            GreenError: they hold NaN or infinity.
+        """
+        found = self._ready.encode(batch)
+        if not np.isfinite(found).all():
+            raise GreenError("Its embeddings hold NaN or infinity.")
+        return found
+
+    def peak_memory(self) -> int:
+        """Bytes: the most this process has held resident so far."""
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise GreenError("This system does not say how much memory a process used (no VmHWM).")
+
+    @property
+    def _ready(self) -> Runner:
+        if self._runner is None:
+            raise GreenError("No model is loaded.")
+        return self._runner
+
+
+def serve(pipe: Connection) -> None:
+    """Answer calls ``(method, arguments)`` with ``(True, value)`` or ``(False, message, is_users)``."""
+    server = Server()
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, getattr(server, method)(*arguments)))
+        except GreenError as e:
+            pipe.send((False, str(e), True))
+        except Exception as e:  # noqa: BLE001 - whatever an engine throws becomes a line in the report
+            traceback.print_exc()
+            pipe.send((False, f"{type(e).__name__}: {e}", False))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    serve(Connection(int(sys.argv[1])))

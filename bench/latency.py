@@ -1,0 +1,104 @@
+"""Time: a query is read (prefill) and answered token by token (decode), greedy, batch 1.
+
+Rounds of all models take turns, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from greenllm.bench.measurement import Measurement, log_mean, percentile
+from greenllm.bench.runners import Runner
+
+
+@dataclass(frozen=True)
+class Query:
+    """Seconds of one query: until the first token, and of each further one (none for an encoder)."""
+
+    first: float
+    steps: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """The whole query."""
+        return self.first + sum(self.steps)
+
+
+def ask(runner: Runner, prompt: list[int], answer: int) -> Query:
+    """One query: ``answer`` tokens after ``prompt``, or the embedding of ``prompt`` when ``answer`` is 0."""
+    clock = time.perf_counter
+    begin = clock()
+    if answer == 0:
+        runner.encode([prompt])
+        return Query(clock() - begin)
+    token = runner.prefill(prompt, answer)
+    times = [clock()]
+    for _ in range(answer - 1):
+        token = runner.step(token)
+        times.append(clock())
+    return Query(times[0] - begin, [b - a for a, b in itertools.pairwise(times)])
+
+
+def repeat(runner: Runner, prompt: list[int], answer: int, seconds: float) -> list[Query]:
+    """Whole queries, back to back, at least one, until ``seconds`` have passed."""
+    end = time.perf_counter() + seconds
+    found = [ask(runner, prompt, answer)]
+    while time.perf_counter() < end:
+        found.append(ask(runner, prompt, answer))
+    return found
+
+
+@dataclass
+class Rounds:
+    """All queries of one model; a round is what it did in one turn."""
+
+    prompt: int
+    rounds: list[list[Query]] = field(default_factory=list)
+
+    def first(self) -> list[float]:
+        """Mean seconds to the first token (or to the embedding), by round."""
+        return [sum(q.first for q in r) / len(r) for r in self.rounds]
+
+    def steps(self) -> list[float]:
+        """Mean seconds of a further token, by round; empty for an encoder."""
+        each = [[s for q in r for s in q.steps] for r in self.rounds]
+        return [sum(s) / len(s) for s in each if s]
+
+    def samples(self) -> dict[str, list[float]]:
+        """Figures by round, under the metric's name: what ratios are paired over."""
+        first, steps = self.first(), self.steps()
+        if steps:
+            speeds = {"prefill": [self.prompt / t for t in first], "decode": [1 / s for s in steps]}
+            return {**speeds, "first_token": [t * 1000 for t in first]}
+        return {"encode": [1 / t for t in first]}
+
+    def measurements(self) -> dict[str, Measurement]:
+        """Speeds as geometric means over rounds, percentiles over single tokens (or texts)."""
+        units = {"prefill": "tokens/s", "decode": "tokens/s", "first_token": "ms", "encode": "texts/s"}
+        found = {k: log_mean(v, units[k], "measured:clock") for k, v in self.samples().items()}
+        queries = [q for r in self.rounds for q in r]
+        tokens = [s * 1000 for q in queries for s in q.steps]
+        name, times = ("token", tokens) if tokens else ("text", [q.first * 1000 for q in queries])
+        for p in (50, 95, 99):
+            found[f"{name}_p{p}"] = percentile(times, p / 100, "ms", "measured:clock")
+        return found
+
+    def narrow(self, width: float) -> bool:
+        """Whether every speed is known to ± ``width`` of itself."""
+        found = [log_mean(v, "", "") for v in self.samples().values()]
+        return all(m.ci95 is not None and m.ci95[1] <= m.value * (1 + width) for m in found)
+
+
+def enough(models: Sequence[Rounds], least: int, width: float, left: Callable[[], float]) -> str | None:
+    """Why the rounds may stop, or None. Three rounds are the least that give an interval worth the name."""
+    done = min((len(m.rounds) for m in models), default=0)
+    if not models:
+        return "no model was left"
+    if done >= least and all(m.narrow(width) for m in models):
+        return f"after {done} rounds every interval was within ±{width:.0%}"
+    if done >= min(least, 3) and left() <= 0:
+        return f"after {done} rounds the time was up; not every interval was within ±{width:.0%}"
+    return None

@@ -1,0 +1,112 @@
+"""What was meant by a model's name, and which engine runs it as it is deployed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from greenllm import artifact
+from greenllm.artifact import Artifact, Manifest
+from greenllm.bench.results import Provenance
+from greenllm.errors import GreenError
+
+_HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
+_WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".gguf")
+_ENGINES = {"onnx": "onnxruntime", "genai": "genai", "checkpoint": "torch", "model": "torch"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to bench: its name in the report, where it is, and the runner for it."""
+
+    name: str
+    path: str
+    runner: str
+    manifest: Manifest | None = None
+
+    def provenance(self) -> Provenance:
+        """How it was made, as its manifest says."""
+        m = self.manifest
+        if m is None:
+            return Provenance()
+        return Provenance(
+            parents=m.parents, steps=m.steps, calibration=m.calibration, energy_kwh=m.energy.kwh if m.energy else None
+        )
+
+
+def find(model: str | Path | Artifact) -> Target:
+    """Find a model: an artifact (its deployable part), a directory, a ``.gguf`` file or a hub id.
+
+    Raises:
+        GreenError: nothing there, no model in it, or an artifact that is damaged.
+    """
+    path = model.path if isinstance(model, Artifact) else Path(model).expanduser()
+    if artifact.is_artifact(path):
+        whole = artifact.read(path)
+        part = whole.deployable
+        part.verify()
+        manifest = part.manifest if part.manifest.steps else whole.manifest
+        return Target(path.absolute().name, str(part.path), _ENGINES[part.kind], manifest)
+    if path.is_dir():
+        return Target(path.absolute().name, str(path.absolute()), _engine(path))
+    if path.is_file() and path.suffix == ".gguf":
+        return Target(path.name, str(path.absolute()), "torch")
+    if not path.exists() and _HUB_ID.match(str(model)):
+        return Target(str(model), str(model), "torch")
+    raise GreenError(
+        f"{model}: {'a file that is no model' if path.exists() else 'there is no such model'}.",
+        "Give an artifact, a checkpoint or ORT-GenAI directory, a .gguf file, or a hub id (owner/name).",
+    )
+
+
+def find_all(models: Sequence[str | Path | Artifact], baseline: str | Path | Artifact | None) -> list[Target]:
+    """All models under names that differ, the baseline first.
+
+    Args:
+        baseline: one of ``models`` or another one; the first of them by default.
+
+    Raises:
+        GreenError: no model at all, or see :func:`find`.
+    """
+    if not models:
+        raise GreenError("There is no model to bench.", "Give one or more.")
+    found = [find(m) for m in models]
+    if baseline is not None:
+        base = find(baseline)
+        rest = [t for t in found if t.path != base.path]
+        same = [t for t in found if t.path == base.path]
+        found = [*(same or [base]), *rest]
+    names: dict[str, int] = {}
+    unique = []
+    for target in found:
+        names[target.name] = n = names.get(target.name, 0) + 1
+        name = target.name if n == 1 else f"{target.name} ({n})"
+        unique.append(Target(name, target.path, target.runner, target.manifest))
+    return unique
+
+
+def sizes(directory: Path, runner: str) -> tuple[int, int]:
+    """Bytes of all files of a model, and of its weights alone.
+
+    A checkpoint's folders are not counted: hub snapshots keep other formats of the same model there.
+    """
+    files = [p for p in (directory.glob("*") if runner == "torch" else directory.rglob("*")) if p.is_file()]
+    if runner == "torch":
+        files = [p for p in files if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")]
+    weights = [p for p in files if p.suffix in _WEIGHTS]
+    return sum(p.stat().st_size for p in files), sum(p.stat().st_size for p in weights)
+
+
+def _engine(path: Path) -> str:
+    if (path / "genai_config.json").is_file():
+        return "genai"
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        return "torch"
+    if any(path.glob("*.onnx")):
+        return "onnxruntime"
+    raise GreenError(
+        f"{path} holds no model: no genai_config.json, no safetensors with a config.json, no .onnx file.",
+        "Give the directory that has one of them.",
+    )

@@ -1,0 +1,179 @@
+"""What a bench found out, as data: JSON there and back without loss."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from greenllm.artifact import Source, StepRecord
+from greenllm.bench.measurement import Measurement
+from greenllm.errors import GreenError
+
+Verdict = Literal["better", "worse", "same", "undecided"]
+
+
+class Metric(NamedTuple):
+    """How a figure is called and which way is good."""
+
+    label: str
+    group: str
+    better: Literal["lower", "higher"]
+
+
+METRICS: dict[str, Metric] = {
+    "perplexity": Metric("Perplexity", "Quality", "lower"),
+    "bits_per_byte": Metric("Bits per byte of text", "Quality", "lower"),
+    "kl": Metric("KL divergence from the baseline", "Quality", "lower"),
+    "top1": Metric("Same most likely token", "Quality", "higher"),
+    "cosine": Metric("Cosine to the baseline's embedding", "Quality", "higher"),
+    "neighbour": Metric("Same nearest sentence", "Quality", "higher"),
+    "spearman": Metric("Spearman on sentence pairs", "Quality", "higher"),
+    "prefill": Metric("Prefill", "Speed", "higher"),
+    "first_token": Metric("Time to first token", "Speed", "lower"),
+    "decode": Metric("Decode", "Speed", "higher"),
+    "token_p50": Metric("Per token, p50", "Speed", "lower"),
+    "token_p95": Metric("Per token, p95", "Speed", "lower"),
+    "token_p99": Metric("Per token, p99", "Speed", "lower"),
+    "encode": Metric("Encode", "Speed", "higher"),
+    "text_p50": Metric("Per text, p50", "Speed", "lower"),
+    "text_p95": Metric("Per text, p95", "Speed", "lower"),
+    "text_p99": Metric("Per text, p99", "Speed", "lower"),
+    "load": Metric("Start to ready", "Speed", "lower"),
+    "disk": Metric("On disk", "Size", "lower"),
+    "bits_per_weight": Metric("Bits per weight of the baseline", "Size", "lower"),
+    "memory": Metric("Peak memory", "Size", "lower"),
+    "energy_gross": Metric("Energy per query, gross", "Energy", "lower"),
+    "energy_net": Metric("Energy per query, net of idle", "Energy", "lower"),
+    "carbon_gross": Metric("Carbon per query, gross", "Energy", "lower"),
+    "carbon_net": Metric("Carbon per query, net of idle", "Energy", "lower"),
+    "carbon_1000": Metric("Carbon per 1000 tokens, gross", "Energy", "lower"),
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Machine(_Strict):
+    """Where it ran. ``load`` is the 1-minute load average before the bench began."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    load: float | None = None
+    system: str = Field(default_factory=platform.platform)
+
+
+class Provenance(_Strict):
+    """How a model was made, from its manifest; empty for one that greenllm did not make."""
+
+    parents: list[Source] = Field(default_factory=list)
+    steps: list[StepRecord] = Field(default_factory=list)
+    calibration: dict[str, Any] | None = None
+    energy_kwh: float | None = None
+
+
+class Row(_Strict):
+    """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline."""
+
+    name: str
+    path: str
+    runner: str
+    task: str = ""
+    error: str | None = None
+    notes: list[str] = Field(default_factory=list)
+    measurements: dict[str, Measurement] = Field(default_factory=dict)
+    ratios: dict[str, Measurement] = Field(default_factory=dict)
+    samples: dict[str, list[float]] = Field(default_factory=dict)
+    provenance: Provenance = Field(default_factory=Provenance)
+
+    def __getitem__(self, metric: str) -> Measurement:
+        return self.measurements[metric]
+
+    def __contains__(self, metric: str) -> bool:
+        return metric in self.measurements
+
+    def verdict(self, metric: str) -> Verdict:
+        """Against the baseline: decided only where the ratio's interval leaves out 1."""
+        ratio = self.ratios.get(metric)
+        if ratio is None or ratio.ci95 is None:
+            return "undecided"
+        lo, hi = ratio.ci95
+        if lo == hi == 1:
+            return "same"
+        if lo <= 1 <= hi:
+            return "undecided"
+        return "better" if (hi < 1) == (METRICS[metric].better == "lower") else "worse"
+
+
+class Results(_Strict):
+    """All of a bench: one row a model, in the order they were given."""
+
+    format: Literal[1] = 1
+    created: str
+    baseline: str
+    rows: list[Row]
+    machine: Machine
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    methods: dict[str, str] = Field(default_factory=dict)
+    caveats: list[str] = Field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Row:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise GreenError(f"No model {name!r} in these results; there are {', '.join(r.name for r in self.rows)}.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def names(self) -> Iterator[str]:
+        """Names of the models, baseline included."""
+        return (row.name for row in self.rows)
+
+    def has(self, metric: str) -> bool:
+        """Whether any row has this figure."""
+        return any(metric in row for row in self.rows)
+
+    def to_json(self) -> str:
+        """Everything, as JSON text; :meth:`from_json` reads it back equal."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            GreenError: not JSON, or another schema.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as e:
+            raise GreenError(f"These are no bench results: {str(e).splitlines()[0]}.") from e
+
+
+def machine() -> Machine:
+    """This machine, now."""
+    import os
+
+    import psutil
+
+    return Machine(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=psutil.virtual_memory().total,
+        load=round(os.getloadavg()[0], 2),
+    )
+
+
+def _cpu_name() -> str:
+    from pathlib import Path
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -1,0 +1,92 @@
+"""Runners: one small protocol over the engines that run a model. Each lives in a process of its own.
+
+To add an engine, write a module here with a ``load`` and name it in :data:`RUNNERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+RUNNERS = ("torch", "onnxruntime", "genai")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a loaded model says of itself.
+
+    Attributes:
+        task: "text-generation" or "feature-extraction".
+        directory: where its tokenizer and files lie.
+        vocabulary: size of the logits' last dimension; 0 for an encoder.
+        parameters: number of weights, where the engine can count them.
+        notes: what a reader of the report must know of this run.
+    """
+
+    task: str
+    directory: Path
+    vocabulary: int = 0
+    parameters: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """A model that is loaded and ready, batch 1, greedy."""
+
+    info: Info
+
+    def prefill(self, tokens: list[int], answer: int) -> int:
+        """Read a prompt, with room for ``answer`` tokens; return the first token of the answer."""
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and return the next one."""
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """float32 [T, V]: row t is the prediction after ``tokens[: t + 1]``."""
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """float32 [B, H]: one embedding for each text, pooled as the model's files say."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+class Loader(Protocol):
+    """A module of this package."""
+
+    def load(self, path: str, threads: int) -> Runner:
+        """Load the model at ``path``, computing with ``threads`` threads."""
+
+
+def loader(name: str) -> Loader:
+    """The module that runs ``name``, imported on demand: a device has no torch."""
+    return cast("Loader", importlib.import_module(f"{__name__}.{name}"))
+
+
+class Decoder:
+    """What a text generator cannot do."""
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """Not an encoder."""
+        raise NotImplementedError(f"a text generator gives no embeddings ({len(batch)} texts)")
+
+
+class Encoder:
+    """What a sentence encoder cannot do."""
+
+    def prefill(self, tokens: list[int], answer: int) -> int:
+        """Not a generator."""
+        raise NotImplementedError(f"an encoder generates nothing ({len(tokens)} tokens, answer {answer})")
+
+    def step(self, token: int) -> int:
+        """Not a generator."""
+        raise NotImplementedError(f"an encoder generates nothing (token {token})")
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Not a generator."""
+        raise NotImplementedError(f"an encoder has no next-token logits ({len(tokens)} tokens)")

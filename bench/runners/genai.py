@@ -1,0 +1,90 @@
+"""ONNX Runtime GenAI: a directory with ``genai_config.json``, greenllm's or anyone's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai as og
+from numpy.typing import NDArray
+
+from greenllm import artifact
+from greenllm.bench.runners import Decoder, Info, Runner
+from greenllm.errors import GreenError
+
+
+def load(path: str, threads: int) -> Runner:
+    """See :class:`greenllm.bench.runners.Loader`."""
+    og.disable_telemetry_events()
+    directory = Path(path)
+    try:
+        config = json.loads((directory / "genai_config.json").read_text(encoding="utf-8"))
+        vocabulary = int(config["model"]["vocab_size"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise GreenError(f"{directory / 'genai_config.json'} is damaged: {e}.") from e
+    return GenaiDecoder(directory, vocabulary, threads)
+
+
+class GenaiDecoder(Decoder):
+    """A causal language model; every prompt is a new generator with a cache of just the right length."""
+
+    def __init__(self, directory: Path, vocabulary: int, threads: int) -> None:
+        config = og.Config(str(directory))
+        session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        self.model = og.Model(config)
+        self._generator: Any = None
+        details = artifact.read(directory).manifest.details if artifact.is_artifact(directory) else {}
+        parameters = details.get("parameters")
+        self.info = Info(
+            "text-generation",
+            directory,
+            vocabulary,
+            int(parameters) if parameters else None,
+            ["ONNX Runtime GenAI on the CPU; its own logits for all prompt positions are scored"],
+        )
+
+    def prefill(self, tokens: list[int], answer: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self._start(len(tokens) + answer)
+        self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+        return self._next()
+
+    def step(self, token: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`; the generator has appended ``token`` itself."""
+        del token
+        return self._next()
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`.
+
+        Raises:
+            GreenError: this version hands out the last position only.
+        """
+        self._start(len(tokens) + 1)
+        self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+        found: NDArray[np.float32] = self._generator.get_output("logits")[0].astype(np.float32, copy=False)
+        if len(found) != len(tokens):
+            raise GreenError(
+                f"onnxruntime-genai {og.__version__} gives the logits of {len(found)} of {len(tokens)} positions.",
+                "Perplexity needs all of them: install onnxruntime-genai 0.18.",
+            )
+        return found
+
+    def _start(self, length: int) -> None:
+        self._generator = None  # frees the old cache first
+        search = og.GeneratorParams(self.model)
+        # as long as asked, whatever the model says: an early end of answer would make queries unequal
+        search.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=1)
+        self._generator = og.Generator(self.model, search)
+
+    def _next(self) -> int:
+        self._generator.generate_next_token()
+        return int(self._generator.get_next_tokens()[0])
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self._generator = None
+        del self.model

@@ -1,0 +1,151 @@
+"""ONNX Runtime on the CPU: a plain ONNX graph with flat inputs, KV cache in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from greenllm import artifact
+from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
+from greenllm.errors import GreenError
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
+          "tensor(int32)": np.int32}  # fmt: skip
+
+
+def load(path: str, threads: int) -> Runner:
+    """See :class:`greenllm.bench.runners.Loader`."""
+    directory = Path(path)
+    session = _session(_graph(directory), threads)
+    outputs = [o.name for o in session.get_outputs()]
+    if "logits" in outputs:
+        return OnnxDecoder(session, directory)
+    return OnnxEncoder(session, directory)
+
+
+def _graph(directory: Path) -> Path:
+    found = sorted(directory.glob("*.onnx"))
+    named = directory / "model.onnx"
+    if named in found or len(found) == 1:
+        return named if named in found else found[0]
+    raise GreenError(f"{directory} holds {len(found)} .onnx files and no model.onnx: which one is meant?")
+
+
+def _session(graph: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _info(directory: Path, task: str, vocabulary: int = 0) -> Info:
+    details = artifact.read(directory).manifest.details if artifact.is_artifact(directory) else {}
+    parameters = details.get("parameters")
+    return Info(task, directory, vocabulary, int(parameters) if parameters else None, ["ONNX Runtime, CPU provider"])
+
+
+class OnnxDecoder(Decoder):
+    """A causal language model: ``past…`` inputs, ``present…`` outputs in the same order, ``logits``."""
+
+    def __init__(self, session: ort.InferenceSession, directory: Path) -> None:
+        self.session = session
+        self._inputs = {i.name: i for i in session.get_inputs()}
+        self._outputs = [o.name for o in session.get_outputs()]
+        self._pasts = [n for n in self._inputs if n.startswith("past")]
+        self._presents = [n for n in self._outputs if n.startswith("present")]
+        unknown = set(self._inputs) - set(self._pasts) - {"input_ids", "attention_mask", "position_ids"}
+        if unknown or len(self._pasts) != len(self._presents):
+            raise GreenError(
+                f"{directory}: this graph's inputs {sorted(unknown)} or its cache "
+                f"({len(self._pasts)} in, {len(self._presents)} out) are not known here."
+            )
+        vocabulary = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
+        self.info = _info(directory, "text-generation", vocabulary if isinstance(vocabulary, int) else 0)
+        self._cache: list[Any] = []
+        self._length = 0
+
+    def prefill(self, tokens: list[int], answer: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        del answer  # the cache grows
+        self._reset()
+        return int(self._run(tokens)[-1].argmax())
+
+    def step(self, token: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return int(self._run([token])[-1].argmax())
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self._reset()
+        return self._run(tokens).astype(np.float32, copy=False)
+
+    def _reset(self) -> None:
+        self._length = 0
+        self._cache = []
+        for name in self._pasts:
+            batch, heads, _, width = self._inputs[name].shape
+            shape = (batch if isinstance(batch, int) else 1, heads, 0, width)
+            empty = np.zeros([d if isinstance(d, int) else 1 for d in shape], dtype=self._type(name))
+            self._cache.append(ort.OrtValue.ortvalue_from_numpy(empty))
+
+    def _run(self, tokens: list[int]) -> NDArray[Any]:
+        """Logits [T, V] of new tokens; the cache stays on ONNX Runtime's side, uncopied."""
+        total = self._length + len(tokens)
+        wanted = {
+            "input_ids": np.array([tokens]),
+            "attention_mask": np.ones((1, total)),
+            "position_ids": np.arange(self._length, total)[None],
+        }
+        feed = {
+            name: ort.OrtValue.ortvalue_from_numpy(value.astype(self._type(name)))
+            for name, value in wanted.items()
+            if name in self._inputs
+        }
+        feed.update(zip(self._pasts, self._cache, strict=True))
+        logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
+        self._length = total
+        found: NDArray[Any] = logits.numpy()[0]
+        return found
+
+    def _type(self, name: str) -> Any:
+        return _TYPES[self._inputs[name].type]
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self._cache = []
+        del self.session
+
+
+class OnnxEncoder(Encoder):
+    """A bidirectional encoder: token states, or a pooled embedding when the graph pools itself."""
+
+    def __init__(self, session: ort.InferenceSession, directory: Path) -> None:
+        self.session = session
+        self.info = _info(directory, "feature-extraction")
+        self._inputs = {i.name: i.type for i in session.get_inputs()}
+        names = [o.name for o in session.get_outputs()]
+        known = [n for n in ("sentence_embedding", "last_hidden_state") if n in names]
+        unknown = set(self._inputs) - {"input_ids", "attention_mask", "token_type_ids"}
+        if not known or unknown:
+            raise GreenError(
+                f"{directory}: an encoder with inputs {sorted(self._inputs)} and outputs {names} is not known."
+            )
+        self._output = known[0]
+        self._pooling = pooling.mode(directory)
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        ids, mask = pooling.pad(batch)
+        wanted = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        feed = {n: wanted[n].astype(_TYPES[t]) for n, t in self._inputs.items()}
+        states: NDArray[np.float32] = self.session.run([self._output], feed)[0].astype(np.float32, copy=False)
+        return states if self._output == "sentence_embedding" else pooling.pool(states, mask, self._pooling)
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        del self.session

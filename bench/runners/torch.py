@@ -1,0 +1,91 @@
+"""PyTorch: a Hugging Face checkpoint as its authors run it, fp32, packed weights dequantized."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
+from greenllm.checkpoint import Checkpoint, open_checkpoint
+
+
+def load(path: str, threads: int) -> Runner:
+    """See :class:`greenllm.bench.runners.Loader`."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    checkpoint = open_checkpoint(path)
+    model = checkpoint.load_model()
+    if checkpoint.task == "text-generation":
+        return TorchDecoder(checkpoint, model)
+    return TorchEncoder(checkpoint, model)
+
+
+def _info(checkpoint: Checkpoint, model: Any) -> Info:
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    notes = [f"torch {dtype}, attention {getattr(model.config, '_attn_implementation', 'default')}"]
+    if checkpoint.quantized:
+        notes.append("packed weights were dequantized to run in torch: their size is real, their speed is fp32's")
+    vocabulary = int(model.config.vocab_size) if checkpoint.task == "text-generation" else 0
+    parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
+    return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes)
+
+
+class TorchDecoder(Decoder):
+    """A causal language model with a KV cache."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.model = model
+        self.info = _info(checkpoint, model)
+        self._cache: Any = None
+        # the head over all prompt positions is work that no deployment does
+        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._last = {"logits_to_keep": 1} if keeps else {}
+
+    def prefill(self, tokens: list[int], answer: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        del answer  # the cache grows
+        self._cache = None
+        return self._forward(tokens)
+
+    def step(self, token: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return self._forward([token])
+
+    def _forward(self, tokens: list[int]) -> int:
+        ids = torch.tensor([tokens])
+        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last)
+        self._cache = out.past_key_values
+        return int(out.logits[0, -1].argmax())
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self._cache = None
+        found: NDArray[np.float32] = self.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+        return found
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self.model = self._cache = None
+
+
+class TorchEncoder(Encoder):
+    """A bidirectional encoder."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.model = model
+        self.info = _info(checkpoint, model)
+        self._pooling = pooling.mode(checkpoint.path)
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        ids, mask = pooling.pad(batch)
+        out = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+        return pooling.pool(out.last_hidden_state.numpy(), mask, self._pooling)
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self.model = None
