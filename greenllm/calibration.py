@@ -15,11 +15,14 @@ from torch import Tensor
 from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
+from greenllm.step import Estimate, flops_per_second
 
 _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "prompt")
 
 
-def samples(checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None) -> Tensor:
+def samples(
+    checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None
+) -> Tensor:
     """Token ids for calibration, int64 [count, length], no padding.
 
     Args:
@@ -61,7 +64,9 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
         return torch.randint(vocabulary, (count, length), generator=generator)
     model = checkpoint.load_model()
     first = getattr(checkpoint.config, "bos_token_id", None)
-    start = torch.randint(vocabulary, (count, 1), generator=generator) if first is None else torch.full((count, 1), first)
+    start = (
+        torch.randint(vocabulary, (count, 1), generator=generator) if first is None else torch.full((count, 1), first)
+    )
     ids, past = start, None
     progress.stage("sampling calibration text", length)
     for _ in range(length - 1):
@@ -72,6 +77,30 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
         progress.advance()
     progress.advance()
     return ids
+
+
+def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
+    """Time and memory of :func:`own_samples`: every token reads all weights and computes ``count`` rows."""
+    if checkpoint.task != GENERATION:
+        return Estimate(1, 0)
+    c = checkpoint.config
+    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    width = heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
+    cache = 4 * 2 * c.num_hidden_layers * width * count * length
+    # The cache grows by copying: old and new are there at once, one layer at a time.
+    peak = 450e6 + 4 * checkpoint.parameters + cache * (1 + 1 / c.num_hidden_layers) + 8 * count * c.vocab_size
+    step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * count / flops_per_second()
+    return Estimate(2 + length * step, peak)
+
+
+def check_source(source: str) -> None:
+    """Refuse a calibration file that is missing, empty or not text, before anything long begins.
+
+    Raises:
+        GreenError: see :func:`samples`; a hub data set is looked at when it is read.
+    """
+    if source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
+        next(iter(_texts(source)))
 
 
 def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
@@ -132,7 +161,7 @@ def _from_hub(name: str) -> Iterator[str]:
     try:
         data = load_dataset(name, split="train", streaming=True)
         rows = list(itertools.islice(data, 2000))
-    except Exception as e:  # noqa: BLE001 - the library raises whatever its backends raise
+    except Exception as e:
         raise GreenError(
             f"{name}: neither a file here nor a data set that the hub gives: {str(e).splitlines()[0][:200]}",
             "Give --calibration self, a .txt or .jsonl file, or a data set id.",

@@ -288,9 +288,9 @@ def copy_side_files(source_dir: Path, out: Path) -> None:
     """Copy tokenizer, templates and pooling; not weights, their index, the config or the manifest."""
     for pattern in _SIDE_FILES:
         for file in source_dir.glob(pattern):
-            if file.name in (artifact.MANIFEST, "config.json") or file.name.endswith(".index.json"):
-                if file.parent == source_dir:
-                    continue
+            made_anew = file.name in (artifact.MANIFEST, "config.json") or file.name.endswith(".index.json")
+            if made_anew and file.parent == source_dir:
+                continue
             target = out / file.relative_to(source_dir)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
@@ -335,7 +335,9 @@ def _task(config: PretrainedConfig) -> str:
 def _auto_class(task: str) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return {GENERATION: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification, FEATURES: AutoModel}[task]
+    return {GENERATION: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification, FEATURES: AutoModel}[
+        task
+    ]
 
 
 def _keys(file: Path) -> list[str]:

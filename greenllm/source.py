@@ -146,7 +146,9 @@ def cache_dir() -> Path:
 def _from_gguf(path: Path) -> tuple[Path, list[Source]]:
     """Convert once; the result is cached by the file's hash."""
     digest = artifact.sha256(path)
-    source = Source(id=path.name, kind="gguf", files={path.name: artifact.File(sha256=digest, size=path.stat().st_size)})
+    source = Source(
+        id=path.name, kind="gguf", files={path.name: artifact.File(sha256=digest, size=path.stat().st_size)}
+    )
     out = cache_dir() / "gguf" / digest[:16]
     if not artifact.is_artifact(out):
         with artifact.writing(out) as part:
@@ -165,8 +167,10 @@ def _convert_gguf(path: Path, out: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
-    except Exception as e:  # noqa: BLE001 - the parser raises whatever it trips over
-        raise GreenError(f"{path} cannot be read as GGUF: {str(e).splitlines()[0] if str(e) else type(e).__name__}.") from e
+    except Exception as e:
+        raise GreenError(
+            f"{path} cannot be read as GGUF: {str(e).splitlines()[0] if str(e) else type(e).__name__}."
+        ) from e
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -176,7 +180,9 @@ def _convert_gguf(path: Path, out: Path) -> None:
     skip = set(loaded._tied_weights_keys or ()) if tied else set()  # noqa: SLF001 - the only list there is
     from safetensors.torch import save_file
 
-    save_file({k: v.contiguous() for k, v in state.items() if k not in skip}, out / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v.contiguous() for k, v in state.items() if k not in skip}, out / "model.safetensors", {"format": "pt"}
+    )
     config.save_pretrained(out)
     with contextlib.suppress(ValueError, OSError):
         loaded.generation_config.save_pretrained(out)

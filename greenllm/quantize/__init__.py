@@ -1,0 +1,1 @@
+"""Weights as integers: one algorithm a file, pure functions on tensors."""

@@ -68,7 +68,10 @@ def fit(W: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor
     group = grid.size(k)
     weight = torch.ones(k) if importance is None else importance.float().clamp_min(1e-12)
     rows = max(1, _CHUNK // k)
-    parts = [_fit_rows(W[i : i + rows].view(-1, k // group, group), grid, weight.view(1, -1, group)) for i in range(0, n, rows)]
+    parts = [
+        _fit_rows(W[i : i + rows].view(-1, k // group, group), grid, weight.view(1, -1, group))
+        for i in range(0, n, rows)
+    ]
     return torch.cat([s for s, _ in parts]), torch.cat([z for _, z in parts])
 
 

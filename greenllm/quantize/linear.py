@@ -16,7 +16,7 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """Its weight as float32 [outputs, inputs], whichever way it is kept."""
-    weight: Tensor = layer.weight.data  # type: ignore[assignment]
+    weight: Tensor = layer.weight.data
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 

@@ -87,7 +87,7 @@ def unpack_bits(words: Tensor, bits: int) -> Tensor:
 
 def to_gptq(packed: Packed) -> dict[str, Tensor]:
     """The four tensors of the GPTQ layout (see the top of this file)."""
-    n, k = packed.shape
+    _, k = packed.shape
     return {
         "qweight": pack_bits(packed.codes.T.contiguous(), packed.bits),
         "qzeros": pack_bits((packed.zeros - 1) & (2**packed.bits - 1), packed.bits).T.contiguous(),

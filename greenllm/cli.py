@@ -1,0 +1,228 @@
+"""The command line: parse, call one function, print. Heavy imports are inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from greenllm import __version__
+from greenllm.errors import GreenError
+
+app = typer.Typer(
+    name="greenllm",
+    help="One command from a checkpoint to a deployable, measured model.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+screen = Console()
+
+ModelArg = Annotated[
+    str, typer.Argument(help="hub id, checkpoint directory, .gguf file or artifact", show_default=False)
+]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", help="directory to make; default: from the model's name")
+]
+TargetOption = Annotated[str, typer.Option(help="what it will run on; `greenllm targets` lists them")]
+CountryOption = Annotated[
+    str | None, typer.Option(help="ISO code of the electricity grid, for gCO2e (DEU, FRA, USA, CHN …)")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="replace the output if it exists")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
+
+
+@app.command()
+def compress(
+    model: ModelArg,
+    out: OutOption = None,
+    target: TargetOption = "cpu",
+    recipe: Annotated[str, typer.Option(help="built-in name or YAML file; `greenllm recipes` lists them")] = "int4",
+    calibration: Annotated[
+        str | None, typer.Option(help="self, a .txt or .jsonl file, or a hub data set; default: the recipe's")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="text for perplexity; default: Python's own documentation")] = None,
+    country: CountryOption = None,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="measure before against after")] = True,
+    effort: Annotated[str, typer.Option(help="quick or full: how long the bench measures")] = "quick",
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Compress a model, export it for a target, and measure it before against after."""
+    from greenllm import artifact, pipeline
+    from greenllm.screen import Bars, say_plan, say_result
+
+    if out is not None:
+        artifact.check_free(out.absolute(), force=force)
+    set_threads(threads)
+    country = ask_country(country) if bench else country
+    todo = pipeline.plan(model, recipe, target, calibration=calibration)
+    out = out or pipeline.default_out(model, todo)
+    artifact.check_free(out.absolute(), force=force)
+    say_plan(console, todo, out, bench=bench)
+    options = {"text": text, "effort": effort, "threads": threads}
+    with Bars(console) as bars:
+        done = pipeline.execute(
+            todo, out, source=model, country=country, bench=bench, bench_options=options, force=force, progress=bars
+        )
+    say_result(screen, done)
+
+
+@app.command()
+def export(
+    checkpoint: ModelArg,
+    out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
+    to: Annotated[str | None, typer.Option(help="genai or onnx; default: what the target runs best")] = None,
+    target: TargetOption = "cpu",
+    force: ForceOption = False,
+) -> None:
+    """Export a checkpoint for a target; quantized weights stay quantized."""
+    from greenllm import export as room
+    from greenllm.screen import Bars
+
+    with Bars(console) as bars:
+        done = room(checkpoint, out, to=to, target=target, force=force, progress=bars)
+    screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str], typer.Argument(help="checkpoints and artifacts; the first is the baseline", show_default=False)
+    ],
+    report: Annotated[Path | None, typer.Option(help="directory for report.html, report.md and report.json")] = None,
+    text: Annotated[Path | None, typer.Option(help="text for perplexity; default: Python's own documentation")] = None,
+    country: CountryOption = None,
+    effort: Annotated[str, typer.Option(help="quick or full")] = "quick",
+    threads: ThreadsOption = None,
+) -> None:
+    """Compare models: quality, speed, memory, energy and gCO2e, each with its certainty."""
+    from greenllm import bench as room
+    from greenllm.bench.report import table
+    from greenllm.screen import Bars
+
+    country = ask_country(country)
+    with Bars(console) as bars:
+        results = room(models, text=text, country=country, effort=effort, threads=threads, report=report, progress=bars)
+    screen.print(table(results))
+    if report:
+        screen.print(f"Report: [bold]{escape(str(report / 'report.html'))}[/]", soft_wrap=True)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="what compress or export made", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="what to ask", show_default=False)],
+    max_tokens: Annotated[int, typer.Option(min=1, help="length of the answer at most")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="no chat template around the prompt")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Stream an answer from a compressed model."""
+    from greenllm.generate import stream
+
+    for piece in stream(model, prompt, max_tokens=max_tokens, temperature=temperature, raw=raw, threads=threads):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="print this one, to start from", show_default=False)] = None,
+) -> None:
+    """List the built-in recipes, or print one."""
+    from greenllm import recipe
+
+    if name is not None:
+        if name not in recipe.builtin():
+            recipe.load(name)  # says what is wrong with it
+        sys.stdout.write(recipe.text_of(name) if name in recipe.builtin() else Path(name).read_text(encoding="utf-8"))
+        return
+    for each in recipe.builtin():
+        screen.print(f"[bold]{each:8}[/] {recipe.load(each).description}")
+
+
+@app.command()
+def targets() -> None:
+    """List what can be compressed for."""
+    from greenllm.export.targets import load_target, target_names
+
+    for each in target_names():
+        screen.print(f"[bold]{each:16}[/] {load_target(each).description}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what runs here, which power meters there are, and what to install."""
+    from greenllm.doctor import examine, render
+
+    screen.print(render(examine()))
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
+    if value:
+        screen.print(f"greenllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="say the version")
+    ] = False,
+) -> None:
+    """One command from a checkpoint to a deployable, measured model."""
+
+
+def ask_country(country: str | None) -> str | None:
+    """The grid's country: given, asked for on a terminal, else none, and said so."""
+    from greenllm.bench.energy import check_country
+
+    if country is None and sys.stdin.isatty() and console.is_terminal:
+        country = typer.prompt(
+            "Country of the electricity grid (ISO code such as DEU; empty: no gCO2e)", default="", err=True
+        )
+    if not country:
+        console.print("No --country: energy is given in kWh, and gCO2e is left out.", style="yellow")
+        return None
+    return check_country(country)
+
+
+def set_threads(threads: int | None) -> None:
+    """Threads of torch, here and in children."""
+    if threads:
+        import torch
+
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: exit code 0 when done, 1 on a told error, 130 on Ctrl-C."""
+    from greenllm.commands import add_step_commands
+
+    add_step_commands(app)
+    try:
+        app(args=arguments, standalone_mode=True)
+    except GreenError as e:
+        console.print(f"[bold red]Error:[/] {escape(e.what)}", soft_wrap=True, highlight=False)
+        if e.fix:
+            console.print(escape(e.fix), soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. The same command goes on where it stopped.", style="yellow")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

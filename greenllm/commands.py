@@ -1,0 +1,83 @@
+"""Each step of a recipe is also a command: its options are made from the step's fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_STEPS = ("quantize",)  # names only: the CLI starts without torch; a test holds them equal to step_types()
+
+
+def add_step_commands(app: typer.Typer) -> None:
+    """Add one command a step; the step's class is imported when its command is asked for."""
+    import sys
+
+    known = {c.name for c in app.registered_commands}
+    for name in _STEPS:
+        if name in known:
+            continue
+        if name in sys.argv:
+            from greenllm.recipe import step_types
+
+            kind = step_types()[name]
+            app.command(name, help=(kind.__doc__ or "").strip().splitlines()[0])(_command(name, kind))
+        else:
+            app.command(name, help=f"The step {name} of a recipe, alone.")(lambda: None)
+
+
+def _command(name: str, kind: Any) -> Callable[..., None]:
+    """A function whose signature has the step's fields as options."""
+
+    def command(
+        checkpoint: str, out: Path, calibration: str, samples: int, length: int, seed: int, force: bool, **fields: Any
+    ) -> None:
+        from greenllm import pipeline, recipe
+        from greenllm.cli import console, screen
+        from greenllm.screen import Bars
+
+        made = recipe.Recipe(
+            name=name,
+            seed=seed,
+            calibration=recipe.Calibration(source=calibration, samples=samples, length=length),
+            steps=[recipe.make_step(name, fields, name)],
+        )
+        with Bars(console) as bars:
+            done = pipeline.run_steps(checkpoint, out, made, force=force, progress=bars)
+        screen.print(f"{done.path}: {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True, markup=False)
+
+    option = typer.Option
+    fixed: dict[str, Any] = {
+        "checkpoint": Annotated[str, typer.Argument(help="hub id, checkpoint directory, .gguf file or artifact")],
+        "out": Annotated[Path, option("-o", "--out", help="directory to make")],
+        "calibration": (Annotated[str, option(help="self, a .txt or .jsonl file, or a hub data set")], "self"),
+        "samples": (Annotated[int, option(min=1, help="number of calibration samples")], 32),
+        "length": (Annotated[int, option(min=8, help="tokens in each")], 512),
+        "seed": (Annotated[int, option(min=0, help="of all that is random")], 0),
+        "force": (Annotated[bool, option("--force", help="replace the output if it exists")], False),
+    }
+    parameters = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a[0] if isinstance(a, tuple) else a,
+                          default=a[1] if isinstance(a, tuple) else inspect.Parameter.empty)
+        for n, a in fixed.items()
+    ]  # fmt: skip
+    hints = typing.get_type_hints(kind)
+    parameters += [_option(f, hints[f.name]) for f in dataclasses.fields(kind)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _option(field: Any, hint: Any) -> inspect.Parameter:
+    """One field as a typer option; a Literal of numbers is checked by the step itself."""
+    info = field.default
+    values = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    kind = type(values[0]) if values and not isinstance(values[0], str) else hint
+    text = (info.description or "") + (f" [{'|'.join(map(str, values))}]" if values and kind is not hint else "")
+    annotation: Any = Annotated[kind, typer.Option(help=text)]  # type: ignore[valid-type]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info.default)
