@@ -57,7 +57,8 @@ class Checkpoint:
         self.task = _task(self.config)
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
-        self.tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
+        tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
+        self.tied = tied and self.task == GENERATION  # an encoder has no head to share with
         self.config.tie_word_embeddings = self.tied
 
     @property

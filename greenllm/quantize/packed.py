@@ -3,7 +3,7 @@
 Layout (AutoGPTQ, ``checkpoint_format: gptq``), for a linear of K inputs and N outputs:
 
 * ``qweight`` int32 [K * bits / 32, N]: codes along the input dimension, lowest bits first
-* ``qzeros``  int32 [K / group, N * bits / 32]: zero points minus one
+* ``qzeros``  int32 [K / group, N * bits / 32]: zero points minus one (N rounded up to 32)
 * ``scales``  fp16  [K / group, N]
 * ``g_idx``   int32 [K]: the group of each input
 
@@ -12,6 +12,7 @@ It is read by transformers, vLLM, the ORT-GenAI builder and TensorRT Edge-LLM.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,27 +63,37 @@ class Packed:
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Pack uint8 [R, C] along dim 0 into int32 [R * bits / 32, C], lowest bits first.
 
-    Every 32 codes fill ``bits`` words exactly, so that 3-bit codes cross word borders the way
-    AutoGPTQ's do.
+    3-bit codes cross the borders of words, as AutoGPTQ's do.
 
     Raises:
-        GreenError: R is not a multiple of the codes that fill whole words (32 / gcd).
+        GreenError: R codes do not fill whole words.
     """
     rows, columns = codes.shape
     if rows * bits % 32:
         raise GreenError(f"{rows} codes of {bits} bits do not fill whole 32-bit words.")
-    shifts = torch.arange(bits, dtype=torch.uint8)
-    stream = ((codes[:, None, :] >> shifts[None, :, None]) & 1).view(-1, 32, columns).to(torch.int64)
-    words = (stream << torch.arange(32, dtype=torch.int64)[None, :, None]).sum(1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    period = 32 // math.gcd(32, bits)  # so many codes fill whole words
+    grouped = codes.view(-1, period, columns)
+    words = torch.zeros(len(grouped), period * bits // 32 + 1, columns, dtype=torch.int64)
+    for i in range(period):
+        word, shift = divmod(i * bits, 32)
+        value = grouped[:, i].to(torch.int64) << shift
+        words[:, word] |= value & 0xFFFFFFFF
+        words[:, word + 1] |= value >> 32
+    return words[:, :-1].reshape(-1, columns).to(torch.int32)  # wraps: bit 31 is the sign
 
 
 def unpack_bits(words: Tensor, bits: int) -> Tensor:
     """Undo :func:`pack_bits`: int32 [W, C] to uint8 [W * 32 / bits, C]."""
-    stream = (words[:, None, :] >> torch.arange(32, dtype=torch.int32)[None, :, None]) & 1
-    stream = stream.reshape(-1, bits, words.shape[1])
-    weights = (1 << torch.arange(bits, dtype=torch.int32))[None, :, None]
-    return (stream * weights).sum(1).to(torch.uint8)
+    period = 32 // math.gcd(32, bits)
+    grouped = words.view(-1, period * bits // 32, words.shape[1]).to(torch.int64) & 0xFFFFFFFF
+    codes = torch.empty(len(grouped), period, words.shape[1], dtype=torch.uint8)
+    for i in range(period):
+        word, shift = divmod(i * bits, 32)
+        value = grouped[:, word] >> shift
+        if shift + bits > 32:  # noqa: PLR2004 - the rest of this code is in the next word
+            value |= grouped[:, word + 1] << (32 - shift)
+        codes[:, i] = (value & (2**bits - 1)).to(torch.uint8)
+    return codes.view(-1, words.shape[1])
 
 
 def to_gptq(packed: Packed) -> dict[str, Tensor]:
@@ -90,10 +101,16 @@ def to_gptq(packed: Packed) -> dict[str, Tensor]:
     _, k = packed.shape
     return {
         "qweight": pack_bits(packed.codes.T.contiguous(), packed.bits),
-        "qzeros": pack_bits((packed.zeros - 1) & (2**packed.bits - 1), packed.bits).T.contiguous(),
+        "qzeros": pack_bits(_whole_words((packed.zeros - 1) & (2**packed.bits - 1)), packed.bits).T.contiguous(),
         "scales": packed.scales.T.contiguous().half(),
         "g_idx": (torch.arange(k) // packed.group).to(torch.int32),
     }
+
+
+def _whole_words(zeros: Tensor) -> Tensor:
+    """Pad the outputs [N, G] to a multiple of 32, so that any number of bits fills whole words."""
+    n = zeros.shape[0]
+    return zeros if n % 32 == 0 else torch.nn.functional.pad(zeros, (0, 0, 0, -n % 32))
 
 
 def from_gptq(tensors: dict[str, Tensor], bits: int, group: int, *, symmetric: bool) -> Packed:
@@ -108,7 +125,7 @@ def from_gptq(tensors: dict[str, Tensor], bits: int, group: int, *, symmetric: b
     group = k if group == -1 else group
     if "g_idx" in tensors and not torch.equal(tensors["g_idx"].long(), torch.arange(k) // group):
         raise GreenError("Its groups are not contiguous (desc_act without static groups).", "Quantize it again.")
-    zeros = (unpack_bits(tensors["qzeros"].T.contiguous(), bits) + 1) & (2**bits - 1)
+    zeros = (unpack_bits(tensors["qzeros"].T.contiguous(), bits)[: len(codes)] + 1) & (2**bits - 1)
     scales = tensors["scales"].T.contiguous()
     if scales.shape != (codes.shape[0], k // group) or zeros.shape != scales.shape:
         raise GreenError(f"Scales {tuple(scales.shape)} do not fit weights {tuple(codes.shape)} in groups of {group}.")

@@ -182,13 +182,13 @@ def _loss(W: Tensor, packed: Packed, H: Tensor | None) -> Tensor:
 
 
 def _fits(grid: Grid, weight: Tensor, name: str, option: str) -> None:
-    n, k = weight.shape
+    k = weight.shape[1]
     try:
         grid.size(k)
     except GreenError as e:
         raise GreenError(f"{name}: {e.what}", e.fix.replace("--group", f"--{option}")) from e
-    if k * grid.bits % 32 or n * grid.bits % 32:
+    if k * grid.bits % 32:
         raise GreenError(
-            f"{name}: {n} x {k} weights of {grid.bits} bits do not fill whole 32-bit words of the GPTQ layout.",
-            "Choose 8 bits, or prune to a multiple of 32.",
+            f"{name}: {k} inputs of {grid.bits} bits do not fill whole 32-bit words of the GPTQ layout.",
+            "Choose other bits, or prune to a multiple of 32.",
         )
