@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import os
+import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from greenllm.artifact import Artifact, versions
-from greenllm.bench import compare, energy, fidelity, texts
+from greenllm.bench import compare, fidelity, texts
+from greenllm.bench import energy as meters
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
 from greenllm.bench.results import METRICS, Results, Row, machine
@@ -30,14 +30,15 @@ def bench(
     country: str | None = None,
     region: str | None = None,
     intensity: float | None = None,
-    carbon: bool = True,
+    carbon: bool | None = None,
+    energy: bool = True,
     threads: int | None = None,
     prompt_tokens: int = 128,
     answer_tokens: int = 64,
     window: int = 512,
     effort: Literal["quick", "full"] | Effort = "quick",
     report: str | Path | None = None,
-    meter: energy.Meter | None = None,
+    meter: meters.Meter | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Measure models side by side: quality, speed, size, energy and carbon.
@@ -47,10 +48,12 @@ def bench(
         baseline: what the others are compared with; the first of ``models`` by default.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
-        country: of the grid, a three-letter code or a name; it is required for carbon.
+        country: of the grid, a three-letter code or a name.
         region: state, province or bidding zone, where the grid data know it.
         intensity: gCO2e per kWh, instead of a country's.
-        carbon: measure energy and carbon; without it no country is needed.
+        carbon: True insists on gCO2e, so that a country or intensity must be given; by default it is
+            given where one is, and else left out, which the report says. None is ever assumed.
+        energy: measure energy; the windows take 10 s a model and more.
         threads: for each model; all cores that this process may use by default.
         prompt_tokens: length of a query's prompt (of the text, for an encoder).
         answer_tokens: length of its answer, 2 or more.
@@ -73,7 +76,8 @@ def bench(
                                ("window", window, 8), ("threads", threads or 1, 1)):  # fmt: skip
         if value < least:
             raise GreenError(f"{name} is {value}; it must be at least {least}.")
-    grid = energy.grid(country, region, intensity) if carbon else None
+    located = country is not None or intensity is not None
+    grid = meters.grid(country, region, intensity) if carbon or (carbon is None and located) else None
     targets = find_all(models, baseline)
     corpus = texts.read(text)
     scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
@@ -85,14 +89,14 @@ def bench(
         query = Query(prompt_tokens, 0 if encoders else answer_tokens)
         session.cut(corpus, window, settings.windows, query)
         stopped = session.speed(query, settings)
-        spent = _energy(session, query, settings, grid, meter) if grid else {}
+        spent = _energy(session, query, settings, grid, meter) if energy else {}
         if encoders:
             session.embed(texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
         else:
             session.score()
         compare.ratios(session)
         results = Results(
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             baseline=session.rows[0].name,
             rows=session.rows,
             machine=here,
@@ -116,7 +120,7 @@ def bench(
 
 
 def _energy(
-    session: Session, query: Query, effort: Effort, grid: energy.Grid, meter: energy.Meter | None
+    session: Session, query: Query, effort: Effort, grid: meters.Grid | None, meter: meters.Meter | None
 ) -> dict[str, str | float]:
     from greenllm.bench.energy.codecarbon import Codecarbon
 
@@ -126,11 +130,15 @@ def _energy(
     finally:
         if meter is None:
             used.close()
-    return {
+    found: dict[str, str | float] = {
         "meter": used.method,
         "meter_covers": used.covers,
         "energy_window_s": max(effort.energy, used.shortest),
         "idle_w": round(idle.power, 3),
+    }
+    if grid is None:
+        return found
+    return found | {
         "grid_g_per_kwh": round(grid.grams_per_kwh, 2),
         "grid": " ".join(x for x in (grid.country, grid.region) if x) or "given",
         "grid_source": grid.source,

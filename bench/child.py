@@ -35,17 +35,15 @@ class Server:
         return latency.repeat(self._ready, prompt, answer, seconds)
 
     def score(self, tokens: list[int], start: int, save: str | None, against: str | None) -> perplexity.Score:
-        """Score ``tokens[start:]``; leave the logits at ``save``, compare with those at ``against``.
+        """Score ``tokens[start:]``; leave log-probabilities at ``save``, compare with those at ``against``.
 
         Raises:
             GreenError: the logits hold NaN or infinity, or have another shape than the baseline's.
         """
         logits = self._ready.logits(tokens)[start - 1 : -1]
         source = np.load(against, mmap_mode="r") if against else None
-        score = perplexity.score(logits, tokens[start:], source)
-        if save:
-            np.save(save, logits)
-        return score
+        keep = np.lib.format.open_memmap(save, "w+", np.float32, logits.shape) if save else None
+        return perplexity.score(logits, tokens[start:], source, keep)
 
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """Embeddings, float32 [B, H].

@@ -73,32 +73,33 @@ def methods(results: Results) -> dict[str, str]:
     found = {"Query": f"{s['query'].capitalize()}. Batch 1, {s['threads']} threads."}
     if "windows" in s:
         found["Perplexity"] = (
-            f"{s['text']} is tokenized whole ({s['text_tokens']:,} tokens) and cut into windows of {s['window']} tokens "
-            f"(stride {s['stride']}, no overlap); {s['windows']} of them, evenly spread, are scored, each from a cold "
+            f"{s['text']} is tokenized whole ({s['text_tokens']:,} tokens) and cut into windows of {s['window']} "
+            f"tokens (stride {s['stride']}, no overlap); {s['windows']} of them, evenly spread, are scored, each from a cold "
             f"start: {s['scored_tokens']:,} tokens. No chat template. Interval: Student's t on the windows' "
             "log-likelihoods; ratios are paired window by window."
         )
     if results.has("kl"):
         found["Fidelity"] = (
-            "KL divergence KL(baseline || model) in nats, and how often the most likely next token is the same, at every "
-            "scored token. Interval: BCa bootstrap over windows."
+            "KL divergence KL(baseline || model) in nats, and how often the most likely next token is the same, "
+            "at every scored token. Interval: BCa bootstrap over windows."
         )
     if results.has("cosine"):
         found["Fidelity"] = (
-            f"Sentences from {s['text']}, embedded by baseline and model: cosine of the two embeddings, and how often a "
-            "sentence's nearest other sentence is the same. Interval: BCa bootstrap over sentences."
+            f"Sentences from {s['text']}, embedded by baseline and model: cosine of the two embeddings, and how "
+            "often a sentence's nearest other sentence is the same. Interval: BCa bootstrap over sentences."
         )
     found["Speed"] = (
-        f"Every model runs in a process of its own and they take turns, so that drift hits all alike; rounds stopped "
-        f"{s['rounds']}. Speeds are geometric means over rounds with Student's t intervals; ratios are paired round by "
+        f"Every model runs in a process of its own and they take turns, so that drift hits all alike; "
+        f"rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t intervals; ratios are paired round by "
         "round; percentiles are over single tokens or texts, with order-statistic intervals."
     )
     if "meter" in s:
         found["Energy"] = (
             f"{s['meter']} ({s['meter_covers']}). Windows of {s['energy_window_s']:.0f} s or more of queries back to back; "
-            f"an idle window of the same length gave {s['idle_w']:.2f} W. Gross is everything the meter counts while a "
-            "query runs; net is less the idle power. The interval holds the scatter of power and of query times."
+            f"an idle window of the same length gave {s['idle_w']:.2f} W. Gross is everything the meter counts "
+            "while a query runs; net is less the idle power. The interval holds the scatter of power and of query times."
         )
+    if "grid" in s:
         found["Carbon"] = (
             f"Energy times {s['grid_g_per_kwh']} gCO2e/kWh ({s['grid']}; {s['grid_source']}). Operation only: making the "
             "machine and the model is not in it. Per 1000 tokens: gross, per 1000 tokens "
@@ -117,6 +118,8 @@ def caveats(results: Results) -> list[str]:
             "Energy and carbon are estimates from the processor's rated power and load; no instrument was read. Their "
             "intervals do not hold the error of that estimate."
         )
+    if "meter" in settings and "grid" not in settings:
+        found.append("No country was given: energy is measured, gCO2e is left out.")
     if here.load is not None and here.load > 0.5 * here.cores:
         found.append(f"The machine was busy when the bench began (load {here.load:.1f} on {here.cores} cores).")
     if "time was up" in str(settings.get("rounds")):
@@ -126,7 +129,7 @@ def caveats(results: Results) -> list[str]:
     for row in results.rows:
         noise = [METRICS[m].label for m in row.ratios if m in METRICS and row.verdict(m) == "undecided"]
         if noise:
-            found.append(f"{row.name}: undecided, inside the noise or measured once: {', '.join(noise)}.")
+            found.append(f"{row.name}: undecided, the difference is inside the noise: {', '.join(noise)}.")
         if row.error:
             found.append(f"{row.name}: {row.error}")
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from greenllm.bench.measurement import Measurement, log_mean, percentile
@@ -92,13 +92,13 @@ class Rounds:
         return all(m.ci95 is not None and m.ci95[1] <= m.value * (1 + width) for m in found)
 
 
-def enough(models: Sequence[Rounds], least: int, width: float, left: Callable[[], float]) -> str | None:
+def enough(models: Sequence[Rounds], least: int, width: float, left: float) -> str | None:
     """Why the rounds may stop, or None. Three rounds are the least that give an interval worth the name."""
     done = min((len(m.rounds) for m in models), default=0)
     if not models:
         return "no model was left"
     if done >= least and all(m.narrow(width) for m in models):
         return f"after {done} rounds every interval was within ±{width:.0%}"
-    if done >= min(least, 3) and left() <= 0:
+    if done >= min(least, 3) and left <= 0:
         return f"after {done} rounds the time was up; not every interval was within ±{width:.0%}"
     return None

@@ -65,6 +65,7 @@ def find_all(models: Sequence[str | Path | Artifact], baseline: str | Path | Art
     """All models under names that differ, the baseline first.
 
     Args:
+        models: see :func:`find`.
         baseline: one of ``models`` or another one; the first of them by default.
 
     Raises:

@@ -32,19 +32,27 @@ class Score:
     top1: float | None = None
 
 
-def score(logits: NDArray[np.float32], targets: Sequence[int], source: NDArray[np.float32] | None = None) -> Score:
+def score(
+    logits: NDArray[np.float32],
+    targets: Sequence[int],
+    source: NDArray[np.float32] | None = None,
+    keep: NDArray[np.float32] | None = None,
+) -> Score:
     """Score a window.
 
     Args:
         logits: [T, V], row t the prediction of ``targets[t]``.
         targets: T token ids.
-        source: [T, V], the baseline's logits at the same places.
+        source: [T, V], the baseline's log-probabilities at the same places.
+        keep: [T, V], filled with this model's log-probabilities.
 
     Raises:
         GreenError: NaN or infinite logits, a target beyond the vocabulary, or shapes that differ.
     """
     if source is not None and source.shape != logits.shape:
-        raise GreenError(f"Its logits are {list(logits.shape)}, the baseline's {list(source.shape)}: another vocabulary.")
+        raise GreenError(
+            f"Its logits are {list(logits.shape)}, the baseline's {list(source.shape)}: another vocabulary."
+        )
     if max(targets) >= logits.shape[-1]:
         raise GreenError(f"Token {max(targets)} of its tokenizer lies beyond its {logits.shape[-1]} logits.")
     total = np.zeros(3)
@@ -56,7 +64,9 @@ def score(logits: NDArray[np.float32], targets: Sequence[int], source: NDArray[n
         rows = np.arange(len(logp))
         total[0] -= logp[rows, np.asarray(targets[part])].sum(dtype=np.float64)
         if source is not None:
-            total[1:] += fidelity.compare(log_softmax(np.asarray(source[part])), logp)
+            total[1:] += fidelity.compare(np.asarray(source[part]), logp)
+        if keep is not None:
+            keep[part] = logp
     nll, kl, top1 = (total / len(logits)).tolist()
     return Score(nll, len(logits)) if source is None else Score(nll, len(logits), kl, top1)
 

@@ -13,6 +13,8 @@ from multiprocessing import Pipe
 from types import TracebackType
 from typing import Any
 
+from typing_extensions import Self
+
 from greenllm.errors import GreenError
 
 LIMIT = 1800.0  # seconds that one call may take before the model counts as hung
@@ -98,10 +100,12 @@ class Model:
         self._process.wait()
         self._log.close()
 
-    def __enter__(self) -> Model:
+    def __enter__(self) -> Self:
+        """Running since it was made."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        """End the process."""
         self.close()
 
     def _epitaph(self) -> str:

@@ -12,7 +12,7 @@ from greenllm.artifact import Source, StepRecord
 from greenllm.bench.measurement import Measurement
 from greenllm.errors import GreenError
 
-Verdict = Literal["better", "worse", "same", "undecided"]
+Verdict = Literal["better", "worse", "same", "undecided", "unknown"]
 
 
 class Metric(NamedTuple):
@@ -91,16 +91,21 @@ class Row(_Strict):
     provenance: Provenance = Field(default_factory=Provenance)
 
     def __getitem__(self, metric: str) -> Measurement:
+        """A figure by its name in :data:`METRICS`."""
         return self.measurements[metric]
 
     def __contains__(self, metric: str) -> bool:
+        """Whether it has this figure."""
         return metric in self.measurements
 
     def verdict(self, metric: str) -> Verdict:
-        """Against the baseline: decided only where the ratio's interval leaves out 1."""
+        """Against the baseline: decided only where the ratio's interval leaves out 1.
+
+        "unknown" where there is no interval, as for something that was measured once.
+        """
         ratio = self.ratios.get(metric)
         if ratio is None or ratio.ci95 is None:
-            return "undecided"
+            return "unknown"
         lo, hi = ratio.ci95
         if lo == hi == 1:
             return "same"
@@ -123,12 +128,18 @@ class Results(_Strict):
     caveats: list[str] = Field(default_factory=list)
 
     def __getitem__(self, name: str) -> Row:
+        """A model's row.
+
+        Raises:
+            GreenError: there is no such model.
+        """
         for row in self.rows:
             if row.name == name:
                 return row
         raise GreenError(f"No model {name!r} in these results; there are {', '.join(r.name for r in self.rows)}.")
 
     def __len__(self) -> int:
+        """Number of models."""
         return len(self.rows)
 
     def names(self) -> Iterator[str]:

@@ -9,6 +9,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
 from greenllm.bench import energy, fidelity, latency, perplexity, texts
 from greenllm.bench.measurement import Measurement, counted
 from greenllm.bench.models import Target, sizes
@@ -19,6 +23,7 @@ from greenllm.errors import GreenError
 from greenllm.progress import Progress
 
 _BATCH = 16
+_WARM_UP = 8  # tokens; enough to page everything in
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,16 @@ class Session:
         self.threads = threads
         self.progress = progress
         self.targets = targets
-        self.rows = [
-            Row(name=t.name, path=t.path, runner=t.runner, provenance=t.provenance()) for t in targets
-        ]
+        self.rows = [Row(name=t.name, path=t.path, runner=t.runner, provenance=t.provenance()) for t in targets]
         self.live: list[Contender] = []
         self._stack = ExitStack()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
+        """Nothing runs yet."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """End every process."""
         self._stack.close()
 
     @contextmanager
@@ -168,7 +173,7 @@ class Session:
         self.progress.stage("speed", effort.seconds)
         for who in list(self.live):
             with self.watching(who, "warm-up"):
-                who.model.call("queries", who.prompt, query.answer, 0.0)
+                who.model.call("queries", who.prompt, min(query.answer, _WARM_UP), 0.0)
         begin = told = time.monotonic()
         why = None
         while why is None:
@@ -180,7 +185,7 @@ class Session:
             self.progress.advance(now - told)
             told = now
             left = effort.seconds - (now - begin)
-            why = latency.enough([c.rounds for c in self.live], effort.rounds, effort.width, lambda left=left: left)  # type: ignore[misc]
+            why = latency.enough([c.rounds for c in self.live], effort.rounds, effort.width, left)
         for who in list(self.live):
             who.row.measurements |= who.rounds.measurements()
             who.row.samples |= who.rounds.samples()
@@ -195,7 +200,7 @@ class Session:
             value=peak / 1e6, unit="MB", n=1, method="measured:VmHWM", note=note
         )
 
-    def energy(self, query: Query, effort: Effort, meter: energy.Meter, grid: energy.Grid) -> energy.Window:
+    def energy(self, query: Query, effort: Effort, meter: energy.Meter, grid: energy.Grid | None) -> energy.Window:
         """One idle window (all models loaded), then one window of queries back to back for each model."""
         seconds = max(effort.energy, meter.shortest)
         self.progress.stage("energy", seconds * (1 + len(self.live)))
@@ -207,10 +212,12 @@ class Session:
                 who.model.send("queries", who.prompt, query.answer, seconds)
                 work = energy.watch(meter, who.model.done)
                 times = [q.seconds for q in who.model.result()]
-                gross, net = energy.per_query(work, idle, times, meter.method)
+                before = [q.seconds for r in who.rounds.rounds for q in r]
+                gross, net = energy.per_query(work, idle, times, before, meter.method)
                 who.row.samples["query_seconds"] = times
                 who.row.measurements |= {"energy_gross": gross, "energy_net": net}
-                who.row.measurements |= _carbon(gross, net, grid, query.answer or query.prompt)
+                if grid:
+                    who.row.measurements |= _carbon(gross, net, grid, query.answer or query.prompt)
             self.progress.advance(seconds)
         return idle
 
@@ -271,9 +278,7 @@ class Session:
             self.progress.advance()
 
     @staticmethod
-    def _encode(who: Contender, sentences: list[str], longest: int):  # type: ignore[no-untyped-def] # noqa: ANN205
-        import numpy as np
-
+    def _encode(who: Contender, sentences: list[str], longest: int) -> NDArray[np.float32]:
         ids = texts.Tokens(who.info.directory).sentences(sentences, longest)
         return np.concatenate([who.model.call("encode", ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
 

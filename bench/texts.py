@@ -60,7 +60,7 @@ def _lines(path: Path, raw: str) -> list[str]:
         try:
             found.append(str(json.loads(line)["text"]))
         except (ValueError, KeyError, TypeError) as e:
-            raise GreenError(f"{path}, line {number}: not a JSON object with a \"text\".") from e
+            raise GreenError(f'{path}, line {number}: not a JSON object with a "text".') from e
     return found
 
 

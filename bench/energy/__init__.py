@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from greenllm.artifact import Energy
-from greenllm.bench.energy.grid import Grid, countries, grid
+from greenllm.bench.energy.grid import Grid, check_country, countries, grid
 from greenllm.bench.measurement import Interval, Measurement, t_interval
 
-__all__ = ["Grid", "Meter", "Window", "countries", "grid", "per_query", "track", "watch"]
+__all__ = ["Grid", "Meter", "Window", "check_country", "countries", "grid", "per_query", "track", "watch"]
 
 JOULES_PER_KWH = 3.6e6
 
@@ -75,17 +75,20 @@ def watch(meter: Meter, done: Callable[[float], bool], clock: Callable[[], float
     return Window(clock() - begin, meter.joules() - first, watts)
 
 
-def per_query(work: Window, idle: Window, seconds: list[float], method: str) -> tuple[Measurement, Measurement]:
+def per_query(
+    work: Window, idle: Window, seconds: list[float], others: list[float], method: str
+) -> tuple[Measurement, Measurement]:
     """Joules per query, gross and net of idle power.
 
     Args:
         work: a window in which queries ran back to back.
         idle: a window in which nothing ran.
         seconds: how long each query of the window took.
+        others: how long the same query took at other times; they tell the scatter, too.
         method: the meter's.
     """
     duration = work.seconds / len(seconds)
-    slow = _relative(t_interval(seconds), sum(seconds) / len(seconds))
+    slow = _scatter([*seconds, *others], len(seconds))
     noise, floor = _half(work.spread()), _half(idle.spread())
 
     def figure(power: float, half: float | None, note: str) -> Measurement:
@@ -100,9 +103,16 @@ def per_query(work: Window, idle: Window, seconds: list[float], method: str) -> 
     return gross, figure(work.power - idle.power, both, f"less {idle.power:.2f} W of the idle machine")
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """What :func:`track` counts."""
+
+    energy: Energy
+
+
 @contextmanager
-def track(country: str | None = None, region: str | None = None, intensity: float | None = None) -> Iterator[Energy]:
-    """Count the energy of the block; the :class:`greenllm.artifact.Energy` is filled in at its end.
+def track(country: str | None = None, region: str | None = None, intensity: float | None = None) -> Iterator[Tracked]:
+    """Count the energy of the block; what is yielded has it in ``energy``, which is filled in at the block's end.
 
     With neither a country nor an intensity (gCO2e/kWh) the energy is counted and carbon left out.
 
@@ -116,7 +126,7 @@ def track(country: str | None = None, region: str | None = None, intensity: floa
     energy = Energy(kwh=0.0, seconds=0.0, method=meter.method, country=factor.country if factor else None)
     begin = time.perf_counter()
     try:
-        yield energy
+        yield Tracked(energy)
     finally:
         energy.kwh = meter.joules() / JOULES_PER_KWH
         energy.seconds = time.perf_counter() - begin
@@ -128,6 +138,8 @@ def _half(ci: Interval | None) -> float | None:
     return None if ci is None else (ci[1] - ci[0]) / 2
 
 
-def _relative(ci: Interval | None, mean: float) -> float | None:
-    half = _half(ci)
-    return None if half is None else half / mean
+def _scatter(all_seconds: list[float], n: int) -> float | None:
+    """Relative half-width of the mean of ``n`` queries, the scatter known from all of them."""
+    half = _half(t_interval(all_seconds))
+    mean = sum(all_seconds) / len(all_seconds)
+    return None if half is None else half / mean * (len(all_seconds) / n) ** 0.5

@@ -5,6 +5,7 @@ It is kept from printing, writing files and calling home, whatever its environme
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 from greenllm.errors import GreenError
@@ -27,6 +28,7 @@ class Codecarbon:
     def __init__(self, every: float = 1) -> None:
         from codecarbon import OfflineEmissionsTracker
 
+        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._tracker = OfflineEmissionsTracker(

@@ -47,7 +47,7 @@ def grid(country: str | None, region: str | None = None, intensity: float | None
             "The carbon of a query depends on the grid, and no country was given.",
             "Give a country (such as DEU), or an intensity in gCO2e/kWh.",
         )
-    code = _code(country)
+    code = check_country(country)
     entry = _mix()[code]
     version = importlib.metadata.version("codecarbon")
     if region:
@@ -55,7 +55,12 @@ def grid(country: str | None, region: str | None = None, intensity: float | None
     return Grid(float(entry["carbon_intensity"]), f"codecarbon {version}, year {entry.get('year', 'unknown')}", code)
 
 
-def _code(country: str) -> str:
+def check_country(country: str) -> str:
+    """The three-letter code of a country that is given by code or name.
+
+    Raises:
+        GreenError: it is not known; near misses are told.
+    """
     known = countries()
     if country.upper() in known:
         return country.upper()

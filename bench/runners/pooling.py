@@ -14,11 +14,11 @@ _MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "
 
 
 def mode(directory: Path) -> str:
-    """"mean", "cls" or "max"; mean where the model says nothing.
+    """One of "mean", "cls" and "max"; mean where the model says nothing.
 
     Raises:
         GreenError: the model wants a pooling that is not here.
-    """  # noqa: D300
+    """
     file = directory / "1_Pooling" / "config.json"
     if not file.is_file():
         return "mean"
