@@ -1,0 +1,111 @@
+"""Small models made here, and real ones where the machine has them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("GREENLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+MODELS = Path.home() / ".cache" / "greenllm-models"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask a hub
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def make_llama(path, *, tied=True, seed=0, layers=2, vocab=128, **options):
+    """A random Llama with grouped-query attention and a byte-level tokenizer; saved by transformers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(
+        vocab_size=vocab, num_hidden_layers=layers, max_position_embeddings=256, tie_word_embeddings=tied,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2, **{**shape, **options},
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(path)
+    make_tokenizer(path, vocab)
+    return path
+
+
+def make_bert(path, *, seed=0, vocab=128):
+    """A random BERT encoder with the same tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocab, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_hidden_layers=2,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(path)
+    make_tokenizer(path, vocab)
+    return path
+
+
+def make_tokenizer(path, vocab=128):
+    """One token a byte below ``vocab`` (so ASCII), ids as bytes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<unk>", "<s>", "</s>", *alphabet][:vocab]
+    inner = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], unk_token="<unk>"))  # noqa: S106 - a token of text
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"  # noqa: S106 - tokens of text
+    )
+    fast.save_pretrained(path)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    return make_llama(tmp_path_factory.mktemp("llama") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def untied_llama(tmp_path_factory):
+    return make_llama(tmp_path_factory.mktemp("untied") / "untied-llama", tied=False)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    return make_bert(tmp_path_factory.mktemp("bert") / "tiny-bert")
+
+
+def _real(name):
+    path = MODELS / name
+    if path.exists():
+        return path
+    script = SHARED / "models" / "get_models.py"
+    if not script.exists():
+        pytest.skip(f"{name} is not in {MODELS}, and {script}, which makes it, is not here")
+    subprocess.run([sys.executable, str(script), name], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct, real weights off the 4-bit grid."""
+    return _real("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """all-MiniLM-L6-v2, real weights."""
+    return _real("minilm")
+
+
+@pytest.fixture(scope="session")
+def data():
+    """Real data sets beside the project."""
+    path = SHARED / "data"
+    if not path.exists():
+        pytest.skip(f"no data sets at {path}")
+    return path
