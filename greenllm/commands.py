@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-_STEPS = ("quantize",)  # names only: the CLI starts without torch; a test holds them equal to step_types()
+STEPS = ("quantize",)  # names only: the CLI starts without torch; a test holds them equal to step_types()
 
 
 def add_step_commands(app: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def add_step_commands(app: typer.Typer) -> None:
     import sys
 
     known = {c.name for c in app.registered_commands}
-    for name in _STEPS:
+    for name in STEPS:
         if name in known:
             continue
         if name in sys.argv:

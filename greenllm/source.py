@@ -175,6 +175,7 @@ def _convert_gguf(path: Path, out: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = torch.float32
+    config.architectures = [type(loaded).__name__]
     state = loaded.state_dict()
     tied = bool(getattr(config, "tie_word_embeddings", False))
     skip = set(loaded._tied_weights_keys or ()) if tied else set()  # noqa: SLF001 - the only list there is

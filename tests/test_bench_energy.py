@@ -1,0 +1,123 @@
+"""A known load comes back; the grid is never guessed; codecarbon keeps quiet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import greenllm
+from greenllm.bench import energy
+from greenllm.errors import GreenError
+
+
+class FakeMeter:
+    """A known trace: ``watts`` at every moment, with noise; its clock moves when it is asked to wait."""
+
+    method, covers, shortest = "measured:fake", "a known trace", 0.0
+
+    def __init__(self, watts, noise=0.0):
+        self.now, self.total, self.watts = 0.0, 0.0, watts
+        self._noise, self._rng = noise, np.random.default_rng(0)
+
+    def wait(self, seconds):
+        self.now += seconds
+        self.total += seconds * self.watts * (1 + self._noise * self._rng.normal())
+
+    def joules(self):
+        return self.total
+
+    def close(self):
+        pass
+
+    def window(self, seconds):
+        end = self.now + seconds
+
+        def done(wait):
+            self.wait(wait)
+            return self.now >= end
+
+        return energy.watch(self, done, clock=lambda: self.now)
+
+
+def test_a_known_load_comes_back_within_two_percent_and_inside_its_interval():
+    meter = FakeMeter(20.0, noise=0.03)
+    idle = meter.window(30)
+    meter.watts = 50.0
+    work = meter.window(30)
+    gross, net = energy.per_query(work, idle, [3.0] * 10, [3.01, 2.99], meter.method)
+    assert gross.value == pytest.approx(150, rel=0.02)
+    assert net.value == pytest.approx(90, rel=0.02)
+    assert 150 in gross
+    assert 90 in net
+    assert (gross.unit, gross.method, gross.n) == ("J", "measured:fake", 10)
+
+
+def test_interval_of_energy_per_query_covers_the_truth():
+    hits = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        work = energy.Window(20.0, 20 * (w := rng.normal(50, 2, 20)).mean(), w.tolist())
+        idle = energy.Window(20.0, 20 * (i := rng.normal(20, 1, 20)).mean(), i.tolist())
+        _, net = energy.per_query(work, idle, [2.0] * 10, [2.0], "test")
+        hits += 60 in net
+    assert hits >= 90
+
+
+def test_one_reading_has_no_interval():
+    window = energy.Window(1.0, 10.0, [10.0])
+    gross, net = energy.per_query(window, window, [1.0], [], "test")
+    assert gross.ci95 is None
+    assert net.ci95 is None
+
+
+@pytest.mark.parametrize("country", ["DEU", "deu", "Germany", "germany"])
+def test_country_by_code_and_name(country):
+    found = energy.grid(country)
+    assert found.country == "DEU"
+    assert 50 < found.grams_per_kwh < 1000
+    assert "codecarbon" in found.source
+
+
+def test_near_misses_are_told():
+    with pytest.raises(GreenError, match=r"DEU \(Germany\)"):
+        energy.grid("Germny")
+    with pytest.raises(GreenError, match="FRA"):
+        energy.grid("FRE")
+    with pytest.raises(GreenError, match="three-letter"):
+        energy.grid("zzzzzzzzzzzz")
+    with pytest.raises(GreenError, match="california"):
+        energy.grid("USA", "californa")
+    with pytest.raises(GreenError, match="No region"):
+        energy.grid("DEU", "bavaria")
+
+
+def test_regions_and_intensity():
+    assert energy.grid("SWE", "SE1").grams_per_kwh < energy.grid("USA", "Wyoming").grams_per_kwh
+    assert energy.grid(None, intensity=123.0).grams_per_kwh == 123
+    with pytest.raises(GreenError, match="no grid's factor"):
+        energy.grid("DEU", intensity=-5)
+
+
+def test_carbon_wants_a_country_before_anything_is_measured(tmp_path):
+    with pytest.raises(GreenError, match="no country was given"):
+        greenllm.bench([tmp_path], carbon=True)
+
+
+def test_tracking_a_block_is_silent_and_leaves_no_file(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CODECARBON_OUTPUT_METHODS", "csv")
+    monkeypatch.setenv("CODECARBON_LOG_LEVEL", "debug")
+    with energy.track("DEU") as tracked:
+        sum(range(3_000_000))
+    assert tracked.energy.kwh > 0
+    assert tracked.energy.seconds > 0
+    assert tracked.energy.gco2e == pytest.approx(tracked.energy.kwh * energy.grid("DEU").grams_per_kwh)
+    assert tracked.energy.method.startswith(("estimated:", "measured:"))
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tracking_without_a_country_leaves_carbon_out():
+    with energy.track() as tracked:
+        pass
+    assert tracked.energy.gco2e is None

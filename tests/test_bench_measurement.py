@@ -1,0 +1,96 @@
+"""Intervals hold what they promise; figures refuse what is none."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from greenllm.bench.measurement import (
+    Measurement,
+    bootstrap,
+    counted,
+    log_mean,
+    log_ratio,
+    percentile,
+    quotient,
+    t_interval,
+)
+
+
+def covered(trials, draw, truth):
+    """Share of intervals that hold the truth."""
+    return np.mean([lo <= truth <= hi for lo, hi in (draw(i) for i in range(trials))])
+
+
+def test_student_interval_covers_the_mean_of_few_normal_samples():
+    rng = np.random.default_rng(1)
+    share = covered(2000, lambda _: t_interval(rng.normal(7, 2, 5).tolist()), 7)
+    assert 0.935 < share < 0.965
+
+
+def test_paired_ratio_covers_the_truth_under_shared_drift():
+    rng = np.random.default_rng(2)
+
+    def draw(_):
+        drift = np.exp(rng.normal(0, 0.5, 5))  # the machine slows down for both
+        a, b = 3 * drift * np.exp(rng.normal(0, 0.02, 5)), drift * np.exp(rng.normal(0, 0.02, 5))
+        return log_ratio(a, b, "test").ci95
+
+    assert 0.93 < covered(1000, draw, 3.0) < 0.97
+    lo, hi = draw(0)
+    assert hi / lo < 1.2  # drift of 50 % does not widen it
+
+
+def test_bootstrap_covers_a_skewed_mean():
+    rng = np.random.default_rng(3)
+    share = covered(200, lambda _: bootstrap(rng.exponential(1.0, 60).tolist(), "", "test").ci95, 1.0)
+    assert share > 0.88
+
+
+def test_order_statistics_cover_a_quantile():
+    rng = np.random.default_rng(4)
+    share = covered(1000, lambda _: percentile(rng.exponential(1.0, 200), 0.95, "", "test").ci95, -math.log(0.05))
+    assert share > 0.94
+
+
+def test_a_quantile_beyond_the_samples_has_no_interval():
+    assert percentile(list(range(50)), 0.99, "ms", "test").ci95 is None
+
+
+def test_quotient_of_independent_figures_covers_the_truth():
+    rng = np.random.default_rng(5)
+
+    def draw(_):
+        a, b = (log_mean(m * np.exp(rng.normal(0, 0.1, 8)), "J", "test") for m in (10, 4))
+        return quotient(a, b).ci95
+
+    assert 0.93 < covered(1000, draw, 2.5) < 0.99
+
+
+def test_quotient_of_what_is_not_positive_does_not_exist():
+    assert quotient(counted(1, "J"), counted(0, "J")) is None
+    assert quotient(counted(-1, "J"), counted(2, "J")) is None
+
+
+def test_one_sample_has_no_interval():
+    assert log_mean([3.0], "", "test").ci95 is None
+    assert bootstrap([3.0], "", "test").ci95 is None
+
+
+def test_equal_samples_have_an_interval_without_width():
+    assert bootstrap([0.5] * 9, "", "test").ci95 == (0.5, 0.5)
+    assert 1.0 in log_ratio([4.0, 5.0], [4.0, 5.0], "test")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_is_a_number(value):
+    with pytest.raises(ValidationError):
+        Measurement(value=value, unit="", n=1, method="test")
+
+
+def test_a_figure_is_frozen():
+    with pytest.raises(ValidationError):
+        counted(1, "MB").value = 2
