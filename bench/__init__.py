@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from greenllm.artifact import Artifact, versions
-from greenllm.bench import compare, fidelity, texts
+from greenllm.bench import compare, fidelity, protocol, texts
 from greenllm.bench import energy as meters
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
@@ -105,13 +105,13 @@ def bench(
                 "effort": effort if isinstance(effort, str) else "own",
                 "threads": threads,
                 "batch": 1,
-                **compare.query_settings(query),
-                **compare.text_settings(session, corpus, window),
+                **protocol.query_settings(query),
+                **protocol.text_settings(session, corpus, window),
                 "rounds": stopped,
                 **spent,
             },
         )
-    results.methods, results.caveats = compare.methods(results), compare.caveats(results)
+    results.methods, results.caveats = protocol.methods(results), protocol.caveats(results)
     if report is not None:
         from greenllm.bench.report import write_report
 

@@ -29,8 +29,8 @@ def compare(source: NDArray[np.float32], model: NDArray[np.float32]) -> tuple[fl
 def measurements(samples: dict[str, list[float]]) -> dict[str, Measurement]:
     """KL and agreement over windows, where they were compared."""
     method = "computed: on the baseline's windows"
-    units = {"kl": "nats/token", "top1": "share"}
-    return {k: bootstrap(samples[k], unit, method) for k, unit in units.items() if k in samples}
+    found = {"kl": bootstrap(samples["kl"], "nats/token", method)} if "kl" in samples else {}
+    return found | ({"top1": bootstrap(samples["top1"], "share", method).scaled(100, "%")} if "top1" in samples else {})
 
 
 def embeddings(source: NDArray[np.float32], model: NDArray[np.float32]) -> dict[str, list[float]]:
@@ -50,7 +50,8 @@ def embeddings(source: NDArray[np.float32], model: NDArray[np.float32]) -> dict[
 def embedding_measurements(samples: dict[str, list[float]]) -> dict[str, Measurement]:
     """Means over sentences."""
     method = "computed: on the baseline's sentences"
-    return {k: bootstrap(v, "share" if k == "neighbour" else "", method) for k, v in samples.items()}
+    neighbour = bootstrap(samples["neighbour"], "share", method).scaled(100, "%")
+    return {"cosine": bootstrap(samples["cosine"], "", method), "neighbour": neighbour}
 
 
 def spearman(left: NDArray[np.float32], right: NDArray[np.float32], scores: list[float]) -> Measurement:

@@ -58,9 +58,9 @@ def score(
     total = np.zeros(3)
     for begin in range(0, len(logits), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        logp = log_softmax(logits[part])
-        if not np.isfinite(logp).all():
+        if not np.isfinite(logits[part]).all():
             raise GreenError("Its logits hold NaN or infinity.")
+        logp = log_softmax(logits[part])
         rows = np.arange(len(logp))
         total[0] -= logp[rows, np.asarray(targets[part])].sum(dtype=np.float64)
         if source is not None:

@@ -156,16 +156,18 @@ class Session:
             who.row.measurements["bits_per_weight"] = counted(bits, "bits", note)
 
     def cut(self, text: texts.Text, window: int, count: int, query: Query) -> None:
-        """Cut the text for each model with its own tokenizer; the prompt is the text's first window's start."""
+        """Cut the text for each model with its own tokenizer; the prompt is the text's beginning."""
         cache: dict[str, texts.Windows] = {}
         for who in self.live:
             tokens = texts.Tokens(who.info.directory)
             key = (who.info.directory / "tokenizer.json").read_text(encoding="utf-8", errors="replace")
             if key not in cache:
                 cache[key] = tokens.windows(text.text, max(window, 2), count)
-            whole = tokens.windows(text.text, query.prompt, 1).tokens[0]
-            who.prompt = whole if query.answer else tokens.sentences([text.text], query.prompt)[0]
             who.windows = cache[key]
+            if query.answer:
+                who.prompt = tokens.prompt(text.text, query.prompt)
+            else:
+                who.prompt = tokens.sentences([text.text[: 50 * query.prompt]], query.prompt)[0]
             who.rounds = latency.Rounds(len(who.prompt))
 
     def speed(self, query: Query, effort: Effort) -> str:

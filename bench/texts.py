@@ -126,6 +126,17 @@ class Tokens:
             len(ids),
         )
 
+    def prompt(self, text: str, length: int) -> list[int]:
+        """The first ``length`` tokens of a text, after the tokenizer's own.
+
+        Raises:
+            GreenError: the text is shorter.
+        """
+        ids = self._tokenizer.encode(text[: 50 * length], add_special_tokens=False).ids
+        if len(ids) < length:
+            raise GreenError(f"The text has {len(ids)} tokens, the prompt {length}.", "Give a longer text.")
+        return [*self.prefix(), *ids[:length]]
+
     def prefix(self) -> list[int]:
         """The tokens that the tokenizer itself puts before a text: a beginning-of-text token, or nothing."""
         encoding = self._tokenizer.encode("a")

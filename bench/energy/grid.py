@@ -9,7 +9,7 @@ from typing import Any
 
 from greenllm.errors import GreenError
 
-_PER_REGION = ("USA", "CAN", "CHN", "SWE", "NOR", "FIN")
+_ZONES = {"SWE": "SE", "NOR": "NO", "FIN": "FI"}  # how the Nordic bidding zones begin
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def _regions(code: str) -> list[str]:
         return list(data.get_country_energy_mix_data("can"))
     if code == "CHN":
         return [n for p in data.get_china_provincial_emissions_data()["data"].values() for n in p["names"]]
-    zones = data.get_nordic_country_energy_mix_data()["data"] if code in _PER_REGION else {}
-    return [zone.lower() for zone in zones if zone.startswith(code[:2])]
+    zones = data.get_nordic_country_energy_mix_data()["data"] if code in _ZONES else {}
+    return [zone.lower() for zone in zones if zone.startswith(_ZONES[code])]
 
 
 def _mix() -> dict[str, dict[str, Any]]:

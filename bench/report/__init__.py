@@ -51,7 +51,7 @@ def render(results: Results, template: str) -> str:
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: bool(name and name.endswith(".html.jinja")),
+        autoescape=template.endswith(".html.jinja"),  # Markdown escapes its own signs, by the filter
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -125,6 +125,8 @@ def _cards(results: Results, row: Row) -> list[dict[str, str]]:
     base = results[results.baseline]
     found = []
     for name in _CARDS:
+        if name == "energy_gross" and "carbon_gross" in row:
+            continue  # the same ratio twice
         if name in row and (name in row.ratios or name == "cosine"):
             ratio = row.ratios.get(name)
             before = base.measurements.get(name)

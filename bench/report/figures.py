@@ -70,7 +70,7 @@ def ratios(results: Results) -> Picture | None:
     if not names:
         return None
     spans = [_gain(r.ratios[m], m) for _, r in others for m in names if m in r.ratios]
-    lo = min(-0.5, *(math.log2(s[1]) for s in spans)) - 0.35
+    lo = min(-0.5, *(math.log2(s[1]) for s in spans)) - 0.9
     hi = max(0.5, *(math.log2(s[2]) for s in spans)) + 0.9
 
     def x(gain: float) -> float:
@@ -83,7 +83,20 @@ def ratios(results: Results) -> Picture | None:
             if m in row.ratios:
                 gain, worst, best = _gain(row.ratios[m], m)
                 title = f"{row.name}: {METRICS[m].label} {times(row.ratios[m].value)}"
-                marks.append(Mark(i, x(gain), y, x(worst), x(best), y, y, f"{number(gain)}×", title))
+                marks.append(
+                    Mark(
+                        i,
+                        x(gain),
+                        y,
+                        x(worst),
+                        x(best),
+                        y,
+                        y,
+                        f"{number(gain)}×",
+                        title,
+                        "end" if gain < 1 else "start",
+                    )
+                )
                 y += 22
         yticks.append(Tick((begin + y - 22) / 2, _short_label(m)))
         y += 14
@@ -122,7 +135,8 @@ def trade(results: Results) -> Picture | None:
     return Picture(
         "trade", "Quality against cost",
         f"{METRICS[ym].label} and {METRICS[xm].label[0].lower()}{METRICS[xm].label[1:]}{mark}, with 95 % intervals "
-        "where there are any; both axes logarithmic. The best place is "
+        "where there are any; both axes logarithmic. All models are scored on the same text, so bars of quality may "
+        "overlap where the paired ratio is certain. The best place is "
         f"{'bottom' if METRICS[ym].better == 'lower' else 'top'} left.",
         height, marks, xs.ticks(), ys.ticks(), f"{METRICS[xm].label}, {unit}{mark}", ylabel, left=left,
         names=_names(results),

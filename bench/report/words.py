@@ -8,12 +8,12 @@ from greenllm.bench.measurement import Interval
 
 
 def number(value: float, ci: Interval | None = None) -> str:
-    """Three digits, or down to the second digit of the interval's half-width, whichever is more."""
+    """Three digits, or down to the first digit of the interval's half-width, whichever is more."""
     if value == 0:
         return "0"
     places = 2 - math.floor(math.log10(abs(value)))
     if ci and ci[1] > ci[0]:
-        places = max(places, 1 - math.floor(math.log10((ci[1] - ci[0]) / 2)))
+        places = max(places, -math.floor(math.log10((ci[1] - ci[0]) / 2)))
     places = min(max(places, 0), 6 if abs(value) >= 1e-3 else 12)  # noqa: PLR2004 - below, six places show nothing
     return f"{value:,.{places}f}"
 

@@ -1,0 +1,123 @@
+"""What was done, as settings for machines and as sentences for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenllm.bench import texts
+from greenllm.bench.results import METRICS, Results
+from greenllm.bench.session import Query, Session
+
+
+def query_settings(query: Query) -> dict[str, Any]:
+    """What a query is, in numbers and words."""
+    if query.answer:
+        words = f"a prompt of {query.prompt} tokens is read and exactly {query.answer} tokens are answered, greedy"
+        return {"prompt_tokens": query.prompt, "answer_tokens": query.answer, "query": words}
+    return {"prompt_tokens": query.prompt, "query": f"one text of up to {query.prompt} tokens is embedded"}
+
+
+def text_settings(session: Session, text: texts.Text, window: int) -> dict[str, Any]:
+    """What was read, and how much of it was scored."""
+    found: dict[str, Any] = {"text": text.name, "text_bytes": len(text.text.encode())}
+    first = next((c.windows for c in session.live if c.windows and c.info.task == "text-generation"), None)
+    if first is None:
+        return found
+    return found | {
+        "window": window,
+        "stride": window,
+        "windows": len(first.tokens),
+        "scored_tokens": sum(len(t) - first.start for t in first.tokens),
+        "text_tokens": first.total,
+        "prefix_tokens": len(first.tokens[0]) - window,
+    }
+
+
+def methods(results: Results) -> dict[str, str]:
+    """How each figure was had."""
+    s = results.settings
+    found = {"Query": f"{s['query'][0].upper()}{s['query'][1:]}. Batch 1, {s['threads']} threads."}
+    if results.has("perplexity"):
+        found["Perplexity"] = _perplexity(s)
+    if results.has("kl") or results.has("cosine"):
+        found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
+    found["Speed"] = (
+        "Every model runs in a process of its own and they take turns, so that drift hits all alike. Rounds stopped "
+        f"{s['rounds']}. Speeds are geometric means over rounds with Student's t intervals; ratios are paired round "
+        "by round; percentiles are over single tokens or texts, with order-statistic intervals."
+    )
+    if "meter" in s:
+        found["Energy"] = _energy(s)
+    if "grid" in s:
+        found["Carbon"] = _carbon(s)
+    found["Verdict"] = "Better or worse is said only where the 95 % interval of the ratio leaves out 1; else undecided."
+    return found
+
+
+def _perplexity(s: dict[str, Any]) -> str:
+    start = f"after {s['prefix_tokens']} of the tokenizer's own first tokens" if s["prefix_tokens"] else "from nothing"
+    return (
+        f"{s['text']} is tokenized whole ({s['text_tokens']:,} tokens) and cut into windows of {s['window']} tokens "
+        f"(stride {s['stride']}, no overlap); {s['windows']} of them, evenly spread, are scored, each {start}: "
+        f"{s['scored_tokens']:,} tokens. No chat template. Interval: Student's t on the windows' log-likelihoods; "
+        "ratios are paired window by window. Bits per byte is the same likelihood over the text's UTF-8 bytes, and "
+        "compares models with different tokenizers."
+    )
+
+
+def _tokens() -> str:
+    return (
+        "KL divergence KL(baseline || model) in nats, and how often the most likely next token is the same, at every "
+        "scored token. Interval: BCa bootstrap over windows."
+    )
+
+
+def _sentences(s: dict[str, Any]) -> str:
+    return (
+        f"Sentences from {s['text']}, embedded by baseline and model: cosine of the two embeddings, and how often a "
+        "sentence's nearest other sentence is the same. Interval: BCa bootstrap over sentences."
+    )
+
+
+def _energy(s: dict[str, Any]) -> str:
+    return (
+        f"{s['meter']} ({s['meter_covers']}). Windows of {s['energy_window_s']:.0f} s or more of queries back to back; "
+        f"an idle window of the same length, all models loaded, gave {s['idle_w']:.2f} W. Gross is everything the "
+        "meter counts while a query runs; net is less the idle power. The interval holds the scatter of power and of "
+        "query times."
+    )
+
+
+def _carbon(s: dict[str, Any]) -> str:
+    tokens = "answered, their share of the prompt included" if "answer_tokens" in s else "read"
+    return (
+        f"Energy times {s['grid_g_per_kwh']} gCO2e/kWh ({s['grid']}; {s['grid_source']}). Operation only: making the "
+        f"machine and the model is not in it. Per 1000 tokens: gross, per 1000 tokens {tokens}."
+    )
+
+
+def caveats(results: Results) -> list[str]:
+    """What a reader must not overlook."""
+    found = []
+    here, settings = results.machine, results.settings
+    if str(settings.get("meter", "")).startswith("estimated"):
+        found.append(
+            "Energy and carbon are estimates from the processor's rated power and load; no instrument was read. Their "
+            "intervals do not hold the error of that estimate."
+        )
+    if "meter" in settings and "grid" not in settings:
+        found.append("No country was given: energy is told, gCO2e is left out.")
+    if here.load is not None and here.load > 0.5 * here.cores:
+        found.append(
+            f"The machine was busy when the bench began (load {here.load:.1f} on {here.cores} cores): speeds are lower "
+            "and idle power is higher than they would be alone."
+        )
+    if "time was up" in str(settings.get("rounds")):
+        found.append("The speed rounds ended because time was up; --effort full takes more.")
+    if str(settings.get("text", "")).startswith("pydoc_data") and results.has("perplexity"):
+        found.append("The built-in text compares models with each other; published perplexities are on other texts.")
+    for row in results.rows:
+        noise = [METRICS[m].label for m in row.ratios if m in METRICS and row.verdict(m) == "undecided"]
+        if noise:
+            found.append(f"{row.name}: undecided, the difference is inside the noise: {', '.join(noise)}.")
+    return found
