@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from conftest import make_tokenizer
+
 from greenllm.bench import fidelity, perplexity, texts
 from greenllm.errors import GreenError
 

@@ -64,6 +64,8 @@ class OnnxDecoder(Decoder):
                 f"{directory}: this graph's inputs {sorted(unknown)} or its cache "
                 f"({len(self._pasts)} in, {len(self._presents)} out) are not known here."
             )
+        if any(not isinstance(self._inputs[n].shape[i], int) for n in self._pasts for i in (1, 3)):
+            raise GreenError(f"{directory}: the graph does not say how many heads its cache has and how wide they are.")
         vocabulary = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
         self.info = _info(directory, "text-generation", vocabulary if isinstance(vocabulary, int) else 0)
         self._cache: list[Any] = []
@@ -88,9 +90,8 @@ class OnnxDecoder(Decoder):
         self._length = 0
         self._cache = []
         for name in self._pasts:
-            batch, heads, _, width = self._inputs[name].shape
-            shape = (batch if isinstance(batch, int) else 1, heads, 0, width)
-            empty = np.zeros([d if isinstance(d, int) else 1 for d in shape], dtype=self._type(name))
+            _, heads, _, width = self._inputs[name].shape
+            empty = np.zeros((1, heads, 0, width), dtype=self._type(name))
             self._cache.append(ort.OrtValue.ortvalue_from_numpy(empty))
 
     def _run(self, tokens: list[int]) -> NDArray[Any]:
