@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The figures of the README: source, our int4 and int8, and the ORT-GenAI builder's own int4, in one run.
+#   bench/figures.sh CHECKPOINT TEXT [CALIBRATION]
+set -euo pipefail
+model=$1 text=$2 calibration=${3:-self}
+out=${FIGURES:-out/figures}
+mkdir -p "$out"
+[ -d "$out/int4" ] || greenllm compress "$model" -o "$out/int4" --recipe int4 --calibration "$calibration" --no-bench
+[ -d "$out/int8" ] || greenllm compress "$model" -o "$out/int8" --recipe int8 --no-bench
+[ -d "$out/ort-genai-int4" ] || python -m onnxruntime_genai.models.builder \
+    -i "$model" -m "$model" -o "$out/ort-genai-int4" -p int4 -e cpu -c "$out/cache"
+greenllm bench "$model" "$out/int4" "$out/int8" "$out/ort-genai-int4" \
+    --text "$text" --effort full --report "$out/report" ${COUNTRY:+--country "$COUNTRY"}
