@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from greenllm.artifact import Artifact, versions
-from greenllm.bench import compare, fidelity, protocol, texts
+from greenllm.bench import compare, fidelity, phases, protocol, texts
 from greenllm.bench import energy as meters
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
@@ -87,13 +87,13 @@ def bench(
         session.load()
         encoders = any(c.info.task == "feature-extraction" for c in session.live)
         query = Query(prompt_tokens, 0 if encoders else answer_tokens)
-        session.cut(corpus, window, settings.windows, query)
-        stopped = session.speed(query, settings)
+        phases.cut(session, corpus, window, settings.windows, query)
+        stopped = phases.speed(session, query, settings)
         spent = _energy(session, query, settings, grid, meter) if energy else {}
         if encoders:
-            session.embed(texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
+            phases.embed(session, texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
         else:
-            session.score()
+            phases.score(session)
         compare.ratios(session)
         results = Results(
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
@@ -126,7 +126,7 @@ def _energy(
 
     used = meter or Codecarbon()
     try:
-        idle = session.energy(query, effort, used, grid)
+        idle = phases.energy(session, query, effort, used, grid)
     finally:
         if meter is None:
             used.close()

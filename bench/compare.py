@@ -20,7 +20,7 @@ def ratios(session: Session) -> None:
         for name in row.measurements:
             if name in base.measurements and name not in _NO_RATIO:
                 _ratio(row, base, name, same_tokens=same)
-        if "perplexity" in row and not same:
+        if "perplexity" in row and "perplexity" in base and not same:
             row.notes.append(
                 "its tokenizer or vocabulary is not the baseline's: perplexity compares per byte of text only, "
                 "and KL divergence and top-1 agreement do not exist"

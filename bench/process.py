@@ -42,7 +42,7 @@ class Model:
     """
 
     def __init__(self, threads: int, limit: float = LIMIT) -> None:
-        self._limit = limit
+        self._limit, self._deadline, self._late = limit, 0.0, False
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed in close()
         self._pipe, theirs = Pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -67,26 +67,30 @@ class Model:
 
     def send(self, method: str, *arguments: Any) -> None:
         """Begin a call without waiting; :meth:`result` ends it."""
+        self._deadline = time.monotonic() + self._limit
         try:
             self._pipe.send((method, arguments))
         except OSError:
             raise Failed(self._epitaph()) from None
 
     def done(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for the call's end; a crash is an end too."""
-        return self._pipe.poll(seconds)
+        """Wait up to ``seconds`` for the call's end; a crash is an end too, and the limit brings one about."""
+        if self._pipe.poll(seconds):
+            return True
+        if time.monotonic() > self._deadline:
+            self._late = True
+            self._process.kill()
+        return False
 
     def result(self) -> Any:
         """What the call returned."""
-        deadline = time.monotonic() + self._limit
         while not self.done(min(1.0, self._limit)):
-            if time.monotonic() > deadline:
-                self._process.kill()
-                raise Failed(f"No answer within {self._limit:.0f} s; it was stopped.")
+            pass
         try:
             ok, *answer = self._pipe.recv()
         except (EOFError, OSError):
-            raise Failed(self._epitaph()) from None
+            late = f"No answer within {self._limit:g} s; it was stopped."
+            raise Failed(late if self._late else self._epitaph()) from None
         if not ok:
             raise Failed(answer[0], users=answer[1])
         return answer[0]

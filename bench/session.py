@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import Self
 
-from greenllm.bench import energy, fidelity, latency, perplexity, texts
+from greenllm.bench import latency, texts
 from greenllm.bench.measurement import Measurement, counted
 from greenllm.bench.models import Target, sizes
 from greenllm.bench.process import Failed, Model, blame
@@ -21,9 +18,6 @@ from greenllm.bench.results import Row
 from greenllm.bench.runners import Info
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
-
-_BATCH = 16
-_WARM_UP = 8  # tokens; enough to page everything in
 
 
 @dataclass(frozen=True)
@@ -155,104 +149,6 @@ class Session:
             note = f"its weight files over the baseline's {base.info.parameters / 1e6:.1f} million weights"
             who.row.measurements["bits_per_weight"] = counted(bits, "bits", note)
 
-    def cut(self, text: texts.Text, window: int, count: int, query: Query) -> None:
-        """Cut the text for each model with its own tokenizer; the prompt is the text's beginning."""
-        cache: dict[str, texts.Windows] = {}
-        for who in self.live:
-            tokens = texts.Tokens(who.info.directory)
-            key = (who.info.directory / "tokenizer.json").read_text(encoding="utf-8", errors="replace")
-            if key not in cache:
-                cache[key] = tokens.windows(text.text, max(window, 2), count)
-            who.windows = cache[key]
-            if query.answer:
-                who.prompt = tokens.prompt(text.text, query.prompt)
-            else:
-                who.prompt = tokens.sentences([text.text[: 50 * query.prompt]], query.prompt)[0]
-            who.rounds = latency.Rounds(len(who.prompt))
-
-    def speed(self, query: Query, effort: Effort) -> str:
-        """Rounds in turns until intervals are narrow or time is up; returns which. Then peak memory."""
-        self.progress.stage("speed", effort.seconds)
-        for who in list(self.live):
-            with self.watching(who, "warm-up"):
-                who.model.call("queries", who.prompt, min(query.answer, _WARM_UP), 0.0)
-        begin = told = time.monotonic()
-        why = None
-        while why is None:
-            for who in list(self.live):
-                with self.watching(who, "speed"):
-                    found = who.model.call("queries", who.prompt, query.answer, effort.turn)
-                    who.rounds.rounds.append(found)
-            now = time.monotonic()
-            self.progress.advance(now - told)
-            told = now
-            left = effort.seconds - (now - begin)
-            why = latency.enough([c.rounds for c in self.live], effort.rounds, effort.width, left)
-        for who in list(self.live):
-            who.row.measurements |= who.rounds.measurements()
-            who.row.samples |= who.rounds.samples()
-            with self.watching(who, "memory"):
-                self._memory(who)
-        return why
-
-    def _memory(self, who: Contender) -> None:
-        peak = who.model.call("peak_memory")
-        note = "the most its process held resident (VmHWM) while loading and answering, Python and libraries included"
-        who.row.measurements["memory"] = Measurement(
-            value=peak / 1e6, unit="MB", n=1, method="measured:VmHWM", note=note
-        )
-
-    def energy(self, query: Query, effort: Effort, meter: energy.Meter, grid: energy.Grid | None) -> energy.Window:
-        """One idle window (all models loaded), then one window of queries back to back for each model."""
-        seconds = max(effort.energy, meter.shortest)
-        self.progress.stage("energy", seconds * (1 + len(self.live)))
-        end = time.monotonic() + seconds
-        idle = energy.watch(meter, lambda wait: self._sleep(wait, end))
-        self.progress.advance(seconds)
-        for who in list(self.live):
-            with self.watching(who, "energy"):
-                who.model.send("queries", who.prompt, query.answer, seconds)
-                work = energy.watch(meter, who.model.done)
-                times = [q.seconds for q in who.model.result()]
-                before = [q.seconds for r in who.rounds.rounds for q in r]
-                gross, net = energy.per_query(work, idle, times, before, meter.method)
-                who.row.samples["query_seconds"] = times
-                who.row.measurements |= {"energy_gross": gross, "energy_net": net}
-                if grid:
-                    who.row.measurements |= _carbon(gross, net, grid, query.answer or query.prompt)
-            self.progress.advance(seconds)
-        return idle
-
-    @staticmethod
-    def _sleep(wait: float, end: float) -> bool:
-        time.sleep(max(0.0, min(wait, end - time.monotonic())))
-        return time.monotonic() >= end
-
-    def score(self) -> None:
-        """Perplexity and fidelity, window by window in lockstep: one window's logits on disk at a time."""
-        scores = {id(c): perplexity.Scores(c.windows.text_bytes) for c in self.live if c.windows}
-        count = max((len(c.windows.tokens) for c in self.live if c.windows), default=0)
-        self.progress.stage("quality", count * len(self.live))
-        with tempfile.TemporaryDirectory(prefix="greenllm-bench-") as scratch:
-            file = str(Path(scratch) / "baseline.npy")
-            for i in range(count):
-                for who in list(self.live):
-                    with self.watching(who, "quality"):
-                        self._score(who, i, file, scores[id(who)])
-                    self.progress.advance()
-        for who in self.live:
-            who.row.measurements |= scores[id(who)].measurements()
-            who.row.samples |= scores[id(who)].samples()
-
-    def _score(self, who: Contender, i: int, file: str, scores: perplexity.Scores) -> None:
-        if who.windows is None or i >= len(who.windows.tokens):
-            return
-        first = who is self.baseline
-        save = file if first and any(self.comparable(c) for c in self.live) else None
-        against = file if self.comparable(who) else None
-        found = who.model.call("score", who.windows.tokens[i], who.windows.start, save, against)
-        scores.windows.append(found)
-
     def comparable(self, who: Contender) -> bool:
         """Whether a model reads the same tokens as the (living) baseline, and predicts as many."""
         base = self.baseline
@@ -260,35 +156,3 @@ class Session:
             return False
         known = who.info.vocabulary and base.info.vocabulary
         return who.windows.tokens == base.windows.tokens and not (known and who.info.vocabulary != base.info.vocabulary)
-
-    def embed(self, sentences: list[str], longest: int, pairs: tuple[list[str], list[str], list[float]] | None) -> None:
-        """Sentence embeddings against the baseline's, and rank correlation on pairs when there are any."""
-        self.progress.stage("quality", len(self.live))
-        source = None
-        for who in list(self.live):
-            with self.watching(who, "quality"):
-                found = self._encode(who, sentences, longest)
-                if who is self.baseline:
-                    source = found
-                elif source is not None:
-                    samples = fidelity.embeddings(source, found)
-                    who.row.samples |= samples
-                    who.row.measurements |= fidelity.embedding_measurements(samples)
-                if pairs:
-                    sides = [self._encode(who, side, longest) for side in pairs[:2]]
-                    who.row.measurements["spearman"] = fidelity.spearman(sides[0], sides[1], pairs[2])
-            self.progress.advance()
-
-    @staticmethod
-    def _encode(who: Contender, sentences: list[str], longest: int) -> NDArray[np.float32]:
-        ids = texts.Tokens(who.info.directory).sentences(sentences, longest)
-        return np.concatenate([who.model.call("encode", ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
-
-
-def _carbon(gross: Measurement, net: Measurement, grid: energy.Grid, tokens: int) -> dict[str, Measurement]:
-    grams = grid.grams_per_kwh / energy.JOULES_PER_KWH
-    return {
-        "carbon_gross": gross.scaled(grams * 1000, "mgCO2e"),
-        "carbon_net": net.scaled(grams * 1000, "mgCO2e"),
-        "carbon_1000": gross.scaled(grams * 1000 / tokens, "gCO2e"),
-    }

@@ -115,16 +115,17 @@ def test_another_tokenizer_is_compared_per_byte_only(two, tables, tmp_path):
 
 
 def test_a_killed_process_is_a_row_and_not_the_end(two):
+    from greenllm.bench import phases
     from greenllm.bench.models import find_all
     from greenllm.bench.session import Query
     from greenllm.progress import Silent
 
     with Session(find_all(list(two), None), 1, Silent()) as session:
         session.load()
-        session.cut(texts.read(None), 32, 4, Query(8, 4))
+        phases.cut(session, texts.read(None), 32, 4, Query(8, 4))
         session.live[1].model._process.kill()
-        session.speed(Query(8, 4), TINY)
-        session.score()
+        phases.speed(session, Query(8, 4), TINY)
+        phases.score(session)
     assert "Killed by the system (SIGKILL)" in session.rows[1].error
     assert "perplexity" in session.rows[0]
 

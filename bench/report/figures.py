@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from greenllm.bench.measurement import Interval, Measurement
 from greenllm.bench.report.words import number, times
@@ -58,7 +58,6 @@ class Picture:
     width: float = WIDTH
     left: float = _LEFT
     right: float = _RIGHT
-    names: list[str] = field(default_factory=list)
 
 
 def ratios(results: Results) -> Picture | None:
@@ -107,14 +106,14 @@ def ratios(results: Results) -> Picture | None:
         "ratios", "Gain over the baseline",
         f"How many times better than {results.baseline} (×1, the strong line), with 95 % intervals; "
         "logarithmic. Right of the line is better, left is worse. A point without a bar was measured once.",
-        y + 22, marks, xticks, yticks, names=_names(results),
+        y + 22, marks, xticks, yticks,
     )  # fmt: skip
 
 
 def trade(results: Results) -> Picture | None:
     """Quality against cost: who gives the most for the least."""
     xm = next((m for m in _X if sum(m in r for r in results.rows) > 1), None)
-    shared = sum("perplexity" in r.ratios for r in results.rows) == len(results) - 1
+    shared = all("perplexity" in r.ratios for r in results.rows[1:] if "perplexity" in r)
     candidates = _Y if shared else ("bits_per_byte", *_Y[1:])
     ym = next((m for m in candidates if sum(m in r for r in results.rows) > 1), None)
     if xm is None or ym is None:
@@ -122,14 +121,16 @@ def trade(results: Results) -> Picture | None:
     rows = [(i, r) for i, r in enumerate(results.rows) if xm in r and ym in r]
     left, top, bottom, height = 58.0, 20.0, 320.0, 372.0
     xs, ys = _Axis([r[xm] for _, r in rows], left, WIDTH - _RIGHT), _Axis([r[ym] for _, r in rows], bottom, top)
-    marks = []
+    marks: list[Mark] = []
     for i, row in rows:
         a, b = row[xm], row[ym]
         (x0, x1), (y0, y1) = xs.span(a), ys.span(b)
         title = f"{row.name}: {METRICS[xm].label} {number(a.value)} {a.unit}, {METRICS[ym].label} {number(b.value)}"
         near = xs(a.value) > WIDTH * 0.6
         anchor = "end" if near else "start"
-        marks.append(Mark(i, xs(a.value), ys(b.value), x0, x1, y0, y1, _cut(row.name), title, anchor))
+        crowded = any(abs(m.x - xs(a.value)) < 170 and abs(m.y - ys(b.value)) < 16 for m in marks)  # noqa: PLR2004 - a label's size
+        label = "" if crowded else _cut(row.name)  # the legend names it all the same
+        marks.append(Mark(i, xs(a.value), ys(b.value), x0, x1, y0, y1, label, title, anchor))
     unit, mark = rows[0][1][xm].unit, " (estimated)" if rows[0][1][xm].estimated else ""
     ylabel = f"{METRICS[ym].label} ({METRICS[ym].better} is better)"
     return Picture(
@@ -139,7 +140,6 @@ def trade(results: Results) -> Picture | None:
         "overlap where the paired ratio is certain. The best place is "
         f"{'bottom' if METRICS[ym].better == 'lower' else 'top'} left.",
         height, marks, xs.ticks(), ys.ticks(), f"{METRICS[xm].label}, {unit}{mark}", ylabel, left=left,
-        names=_names(results),
     )  # fmt: skip
 
 
@@ -193,7 +193,3 @@ def _short_label(metric: str) -> str:
 
 def _cut(name: str) -> str:
     return name if len(name) <= _NAME else name[: _NAME - 1] + "…"
-
-
-def _names(results: Results) -> list[str]:
-    return [_cut(r.name) for r in results.rows]

@@ -1,0 +1,159 @@
+"""The phases of a bench: each goes over the models that still live, in turns."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from greenllm.bench import energy as meters
+from greenllm.bench import fidelity, latency, perplexity, texts
+from greenllm.bench.measurement import Measurement
+from greenllm.bench.session import Contender, Effort, Query, Session
+
+_BATCH = 16
+_WARM_UP = 8  # tokens; enough to page everything in
+
+
+def cut(session: Session, text: texts.Text, window: int, count: int, query: Query) -> None:
+    """Cut the text for each model with its own tokenizer; the prompt is the text's beginning."""
+    cache: dict[str, texts.Windows] = {}
+    for who in session.live:
+        tokens = texts.Tokens(who.info.directory)
+        key = (who.info.directory / "tokenizer.json").read_text(encoding="utf-8", errors="replace")
+        if key not in cache:
+            cache[key] = tokens.windows(text.text, max(window, 2), count)
+        who.windows = cache[key]
+        if query.answer:
+            who.prompt = tokens.prompt(text.text, query.prompt)
+        else:
+            who.prompt = tokens.sentences([text.text[: 50 * query.prompt]], query.prompt)[0]
+        who.rounds = latency.Rounds(len(who.prompt))
+
+
+def speed(session: Session, query: Query, effort: Effort) -> str:
+    """Rounds in turns until intervals are narrow or time is up; returns which. Then peak memory."""
+    session.progress.stage("speed", effort.seconds)
+    for who in list(session.live):
+        with session.watching(who, "warm-up"):
+            who.model.call("queries", who.prompt, min(query.answer, _WARM_UP), 0.0)
+    begin = told = time.monotonic()
+    why = None
+    while why is None:
+        for who in list(session.live):
+            with session.watching(who, "speed"):
+                found = who.model.call("queries", who.prompt, query.answer, effort.turn)
+                who.rounds.rounds.append(found)
+        now = time.monotonic()
+        session.progress.advance(now - told)
+        told = now
+        left = effort.seconds - (now - begin)
+        why = latency.enough([c.rounds for c in session.live], effort.rounds, effort.width, left)
+    for who in list(session.live):
+        who.row.measurements |= who.rounds.measurements()
+        who.row.samples |= who.rounds.samples()
+        with session.watching(who, "memory"):
+            _memory(who)
+    return why
+
+
+def _memory(who: Contender) -> None:
+    peak = who.model.call("peak_memory")
+    note = "the most its process held resident (VmHWM) while loading and answering, Python and libraries included"
+    who.row.measurements["memory"] = Measurement(value=peak / 1e6, unit="MB", n=1, method="measured:VmHWM", note=note)
+
+
+def energy(
+    session: Session, query: Query, effort: Effort, meter: meters.Meter, grid: meters.Grid | None
+) -> meters.Window:
+    """One idle window (all models loaded), then one window of queries back to back for each model."""
+    seconds = max(effort.energy, meter.shortest)
+    session.progress.stage("energy", seconds * (1 + len(session.live)))
+    end = time.monotonic() + seconds
+    idle = meters.watch(meter, lambda wait: _sleep(wait, end))
+    session.progress.advance(seconds)
+    for who in list(session.live):
+        with session.watching(who, "energy"):
+            who.model.send("queries", who.prompt, query.answer, seconds)
+            work = meters.watch(meter, who.model.done)
+            times = [q.seconds for q in who.model.result()]
+            before = [q.seconds for r in who.rounds.rounds for q in r]
+            gross, net = meters.per_query(work, idle, times, before, meter.method)
+            who.row.samples["query_seconds"] = times
+            who.row.measurements |= {"energy_gross": gross, "energy_net": net}
+            if grid:
+                who.row.measurements |= _carbon(gross, net, grid, query.answer or query.prompt)
+        session.progress.advance(seconds)
+    return idle
+
+
+def _sleep(wait: float, end: float) -> bool:
+    time.sleep(max(0.0, min(wait, end - time.monotonic())))
+    return time.monotonic() >= end
+
+
+def score(session: Session) -> None:
+    """Perplexity and fidelity, window by window in lockstep: one window's logits on disk at a time."""
+    scores = {id(c): perplexity.Scores(c.windows.text_bytes) for c in session.live if c.windows}
+    count = max((len(c.windows.tokens) for c in session.live if c.windows), default=0)
+    session.progress.stage("quality", count * len(session.live))
+    with tempfile.TemporaryDirectory(prefix="greenllm-bench-") as scratch:
+        file = str(Path(scratch) / "baseline.npy")
+        for i in range(count):
+            for who in list(session.live):
+                with session.watching(who, "quality"):
+                    _score(session, who, i, file, scores[id(who)])
+                session.progress.advance()
+    for who in session.live:
+        who.row.measurements |= scores[id(who)].measurements()
+        who.row.samples |= scores[id(who)].samples()
+
+
+def _score(session: Session, who: Contender, i: int, file: str, scores: perplexity.Scores) -> None:
+    if who.windows is None or i >= len(who.windows.tokens):
+        return
+    first = who is session.baseline
+    save = file if first and any(session.comparable(c) for c in session.live) else None
+    against = file if session.comparable(who) else None
+    found = who.model.call("score", who.windows.tokens[i], who.windows.start, save, against)
+    scores.windows.append(found)
+
+
+def embed(
+    session: Session, sentences: list[str], longest: int, pairs: tuple[list[str], list[str], list[float]] | None
+) -> None:
+    """Sentence embeddings against the baseline's, and rank correlation on pairs when there are any."""
+    session.progress.stage("quality", len(session.live))
+    source = None
+    for who in list(session.live):
+        with session.watching(who, "quality"):
+            found = _encode(who, sentences, longest)
+            if who is session.baseline:
+                source = found
+            elif source is not None and source.shape != found.shape:
+                who.row.notes.append("its embeddings have another width than the baseline's: they are not compared")
+            elif source is not None:
+                samples = fidelity.embeddings(source, found)
+                who.row.samples |= samples
+                who.row.measurements |= fidelity.embedding_measurements(samples)
+            if pairs:
+                sides = [_encode(who, side, longest) for side in pairs[:2]]
+                who.row.measurements["spearman"] = fidelity.spearman(sides[0], sides[1], pairs[2])
+        session.progress.advance()
+
+
+def _encode(who: Contender, sentences: list[str], longest: int) -> NDArray[np.float32]:
+    ids = texts.Tokens(who.info.directory).sentences(sentences, longest)
+    return np.concatenate([who.model.call("encode", ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
+
+
+def _carbon(gross: Measurement, net: Measurement, grid: meters.Grid, tokens: int) -> dict[str, Measurement]:
+    grams = grid.grams_per_kwh / meters.JOULES_PER_KWH
+    return {
+        "carbon_gross": gross.scaled(grams * 1000, "mgCO2e"),
+        "carbon_net": net.scaled(grams * 1000, "mgCO2e"),
+        "carbon_1000": gross.scaled(grams * 1000 / tokens, "gCO2e"),
+    }
