@@ -1,0 +1,89 @@
+"""Export: a checkpoint becomes what a target runs; quantized weights stay quantized."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from greenllm import artifact
+from greenllm.artifact import Artifact, Manifest
+from greenllm.callable import make_callable
+from greenllm.errors import GreenError
+from greenllm.progress import Progress, Silent
+
+__all__ = ["export"]
+
+Format = Literal["genai", "onnx"]
+
+
+def export(
+    checkpoint: str | Path | Artifact,
+    out: str | Path,
+    *,
+    to: Format | None = None,
+    target: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Export a checkpoint, reload what was written, and compare it with its source.
+
+    Args:
+        checkpoint: hub id, directory, ``.gguf`` file or artifact; dense or packed.
+        out: directory to make.
+        to: "genai" (ONNX Runtime GenAI) or "onnx" (plain ONNX); None takes what the target runs best.
+        target: name of a target or a YAML file.
+        force: replace ``out``.
+        progress: told of each stage.
+
+    Returns:
+        An artifact of kind "genai" or "onnx".
+
+    Raises:
+        GreenError: an architecture or weights that the format cannot hold, or an export that departs from
+            its source; nothing lies under ``out`` then.
+    """
+    from greenllm.checkpoint import open_checkpoint
+    from greenllm.export.genai import write_genai
+    from greenllm.export.onnx import write_onnx
+    from greenllm.export.targets import load_target
+    from greenllm.export.verify import verify
+
+    found = load_target(target)
+    progress = progress or Silent()
+    artifact.check_free(Path(out).absolute(), force=force)
+    source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
+    kind = _format(to or found.formats.get(source.task, "onnx"), source.task)
+    write = write_genai if kind == "genai" else write_onnx
+    with artifact.writing(out, force=force) as part:
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
+            quantized = write(source, part, Path(work), found.accuracy_level, progress)
+        int8 = quantized is not None and found.accuracy_level == 4  # noqa: PLR2004 - ORT's name for int8
+        progress.stage("comparing with the source", 1)
+        checked = verify(source, part, kind, int8=int8)
+        progress.advance()
+        details: dict[str, Any] = {
+            "task": source.task, "target": found.name, "entry": "model.onnx", "parameters": source.parameters,
+            "bits_per_weight": round(_weight_bytes(part) * 8 / source.parameters, 3),
+            "operators": quantized.ops if quantized else {}, "stored_bits": quantized.bits if quantized else [32],
+            "verified": checked,
+        }  # fmt: skip
+        steps = artifact.read(source.path).manifest.steps if artifact.is_artifact(source.path) else []
+        artifact.seal(part, Manifest(kind=kind, parents=source.parents, steps=steps, details=details))
+    return artifact.read(out)
+
+
+def _format(to: str, task: str) -> Format:
+    if to not in get_args(Format):
+        raise GreenError(f"No export format is called {to!r}.", f"Choose {' or '.join(get_args(Format))}.")
+    if to == "genai" and task != "text-generation":
+        raise GreenError(f"ORT-GenAI runs decoders; this model does {task}.", "Export it with --to onnx.")
+    return to  # type: ignore[return-value]
+
+
+def _weight_bytes(path: Path) -> int:
+    """All that the graph stores: codes, scales, zero points, norms, tables, and the graph's own nodes."""
+    return sum(f.stat().st_size for f in path.glob("model.onnx*"))
+
+
+make_callable(__name__, export)

@@ -1,0 +1,79 @@
+"""ONNX Runtime GenAI: its model builder makes the graph, our pass puts the integers back in.
+
+The builder knows some thirty decoder families and emits the runtime's own fused operators. It is given the
+dequantized weights and asked for fp32; its own quantizer, which only rounds to nearest, is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from greenllm.checkpoint import Checkpoint
+from greenllm.errors import GreenError
+from greenllm.export.quantized import Quantized, quantize_graph
+from greenllm.progress import Progress
+
+GRAPH, CONFIG = "model.onnx", "genai_config.json"
+
+
+def write_genai(checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress) -> Quantized | None:
+    """Make an ORT-GenAI directory of a decoder.
+
+    Args:
+        checkpoint: dense or packed.
+        out: directory to fill.
+        work: directory for the dense copy and the dense graph; deleted by the caller.
+        accuracy_level: of MatMulNBits.
+        progress: told of three stages.
+
+    Returns:
+        What was quantized; None for a dense checkpoint.
+
+    Raises:
+        GreenError: the builder does not know the architecture, or a packed weight is not in its graph.
+    """
+    progress.stage("building the graph", 2)
+    dense = checkpoint.path
+    if checkpoint.quantized:
+        dense = work / "dense"
+        checkpoint.write_dense(dense)
+    progress.advance()
+    built = work / "built" if checkpoint.quantized else out
+    _build(checkpoint, dense, built, work / "cache")
+    progress.advance()
+    if not checkpoint.quantized:
+        return None
+    progress.stage("packing the weights", 1)
+    shutil.rmtree(dense)
+    found = quantize_graph(
+        built / GRAPH, out / GRAPH, checkpoint, form="nbits", accuracy_level=accuracy_level, progress=progress
+    )
+    for file in built.iterdir():
+        if file.is_file() and not file.name.startswith(GRAPH):
+            shutil.copyfile(file, out / file.name)
+    return found
+
+
+def _build(checkpoint: Checkpoint, dense: Path, out: Path, cache: Path) -> None:
+    """Run the builder as a process of its own: its memory and its prints stay there."""
+    out.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "onnxruntime_genai.models.builder",
+        "-m", str(dense), "-i", str(dense), "-o", str(out), "-p", "fp32", "-e", "cpu", "-c", str(cache),
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode or not (out / GRAPH).is_file() or not (out / CONFIG).is_file():
+        name = (checkpoint.config.architectures or [checkpoint.config.model_type])[0]
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise GreenError(
+            f"The ORT-GenAI builder cannot export {name}: {reason}",
+            "Export it as plain ONNX: greenllm export CHECKPOINT -o OUT --to onnx.",
+        )
+    json.loads((out / CONFIG).read_text(encoding="utf-8"))

@@ -1,0 +1,158 @@
+"""Plain ONNX through torch's dynamo exporter: flat tensors in and out, dynamic batch and length, KV cache.
+
+Input and output names are those that Optimum uses. Opset 21 is the newest that TensorRT-RTX runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from greenllm.checkpoint import GENERATION, Checkpoint, copy_side_files, write_config
+from greenllm.errors import GreenError
+from greenllm.export.quantized import Quantized, quantize_graph
+from greenllm.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GRAPH = "model.onnx"
+_OPSET = 21
+Names = tuple[list[str], list[str]]
+
+
+def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress) -> Quantized | None:
+    """Make a directory with ``model.onnx``, its data, configuration and tokenizer.
+
+    The quantized matrices are standard ``DequantizeLinear`` (see :mod:`greenllm.export.forms`), so that other
+    runtimes read them; ONNX Runtime fuses them when it loads.
+
+    Args:
+        checkpoint: dense or packed.
+        out: directory to fill.
+        work: directory for the dense graph; deleted by the caller.
+        accuracy_level: for the runtime's fused operators; kept in the manifest.
+        progress: told of the stages.
+
+    Returns:
+        What was quantized; None for a dense checkpoint.
+
+    Raises:
+        GreenError: torch cannot export the model, or a packed weight is not in the graph.
+    """
+    copy_side_files(checkpoint.path, out)
+    write_config(out, checkpoint.config, None)
+    progress.stage("exporting the graph", 1)
+    path = (work if checkpoint.quantized else out) / GRAPH
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _export(checkpoint, path)
+    progress.advance()
+    if not checkpoint.quantized:
+        return None
+    progress.stage("packing the weights", 1)
+    return quantize_graph(path, out / GRAPH, checkpoint, form="qdq", accuracy_level=accuracy_level, progress=progress)
+
+
+def _export(checkpoint: Checkpoint, path: Path) -> None:
+    model = checkpoint.load_model()
+    wrapper: nn.Module
+    if checkpoint.task == GENERATION:
+        wrapper, example, (inputs, outputs) = _decoder(model)
+    else:
+        wrapper, example, (inputs, outputs) = _encoder(model)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                wrapper, example, dynamo=True, opset_version=_OPSET, input_names=inputs, output_names=outputs,
+                dynamic_shapes=(tuple(_dynamic(n) for n in inputs),), optimize=True, verbose=False,
+            )  # fmt: skip
+            assert program is not None  # noqa: S101 - dynamo=True always returns one
+            program.save(str(path), external_data=True)
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
+        raise GreenError(f"torch cannot export {type(model).__name__} to ONNX: {reason}") from e
+
+
+class _Decoder(nn.Module):
+    """A causal model as a function of flat tensors: ids, mask, positions, then keys and values in turn."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        from transformers import DynamicCache
+
+        ids, mask, positions, *past = inputs
+        cache = DynamicCache(tuple(zip(past[::2], past[1::2], strict=True)))
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        present = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+        return (out.logits, *present)
+
+
+class _Encoder(nn.Module):
+    """An encoder or classifier as a function of ids, mask and (where it has them) token types."""
+
+    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out: Any = self.model(**dict(zip(self.names, inputs, strict=True)))
+        first: Tensor = out[0]
+        return first
+
+
+def _decoder(model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Names]:
+    from transformers import DynamicCache
+
+    with torch.no_grad():
+        seen = model(input_ids=torch.zeros(2, 3, dtype=torch.int64), use_cache=True).past_key_values
+    assert isinstance(seen, DynamicCache)  # noqa: S101 - what use_cache gives
+    past = [t.clone() for layer in seen.layers for t in (layer.keys, layer.values)]
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    positions = torch.arange(3, 8).repeat(2, 1)
+    cache = [f"{i}.{kind}" for i in range(len(past) // 2) for kind in ("key", "value")]
+    inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{c}" for c in cache)]
+    outputs = ["logits", *(f"present.{c}" for c in cache)]
+    return _Decoder(model), (ids, torch.ones(2, 8, dtype=torch.int64), positions, *past), (inputs, outputs)
+
+
+def _encoder(model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Names]:
+    import inspect
+
+    takes = inspect.signature(model.forward).parameters
+    names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in takes]
+    ids = torch.ones(2, 7, dtype=torch.int64)
+    values = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    classifier = hasattr(model, "classifier") or type(model).__name__.endswith("SequenceClassification")
+    output = "logits" if classifier else "last_hidden_state"
+    return _Encoder(model, names), tuple(values[n] for n in names), (names, [output])
+
+
+def _dynamic(name: str) -> dict[int, Any]:
+    auto = torch.export.Dim.DYNAMIC
+    return {0: auto, 2: auto} if name.startswith("past_key_values") else {0: auto, 1: auto}
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporter prints its steps and warns of what it handles itself."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

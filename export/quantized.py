@@ -1,0 +1,227 @@
+"""Put packed integer weights into the graph of the dense model, in a stream from file to file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from greenllm.errors import GreenError
+from greenllm.export.forms import Form, NBits, Qdq, Stored
+from greenllm.export.graph import DATA, Weights, Writer
+from greenllm.export.matching import Library, PackedSource, Rows
+from greenllm.progress import Progress, Silent
+
+_DOMAIN = "com.microsoft"
+
+
+@dataclass
+class Use:
+    """A node that reads a matrix W [N, K], however the graph keeps it.
+
+    Attributes:
+        node: MatMul, Gemm or Gather.
+        turned: whether the graph keeps W as [K, N].
+        via: the Transpose between the initializer and the node.
+    """
+
+    node: NodeProto
+    turned: bool
+    via: NodeProto | None = None
+
+
+@dataclass
+class Quantized:
+    """What the pass did.
+
+    Attributes:
+        ops: how many nodes of each quantized operator the graph has.
+        weights: names of the packed linears that are in the graph.
+        bits: bits a code takes in the file, over all matrices.
+    """
+
+    ops: dict[str, int]
+    weights: list[str] = field(default_factory=list)
+    bits: list[int] = field(default_factory=list)
+
+
+def quantize_graph(
+    source: Path,
+    out: Path,
+    checkpoint: PackedSource,
+    *,
+    form: Form,
+    accuracy_level: int,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Copy a dense graph with its packed weights in integers.
+
+    Args:
+        source: the dense graph (``.onnx`` with external data), made from the dequantized weights.
+        out: the graph to write, in another directory; its data lie beside it.
+        checkpoint: where the packed weights are.
+        form: see :mod:`greenllm.export.forms`.
+        accuracy_level: of MatMulNBits: 4 computes with int8 activations, 0 with float32.
+        progress: advanced by 1 in total.
+
+    Raises:
+        GreenError: a packed weight is not in the graph, or is used in a way no quantized operator has.
+    """
+    progress = progress or Silent()
+    library = Library(checkpoint)
+    weights = Weights(source)
+    uses = _uses(weights)
+    with Writer(out) as writer:
+        rewrite = _Rewrite(weights, writer, library, form, accuracy_level)
+        for name, found in uses.items():
+            rewrite.matrix(name, found)
+            progress.advance(1 / len(uses))
+        missing = library.missing()
+        if missing:
+            raise GreenError(
+                f"{len(missing)} quantized weights are not in the exported graph: {', '.join(missing[:5])}.",
+                "This architecture's exporter changes its weights; try the other format (--to onnx or --to genai).",
+            )
+        rewrite.finish()
+    return _count(out, library.names, rewrite)
+
+
+class _Rewrite:
+    """The pass's state: new nodes by the id of the old one that they stand for."""
+
+    def __init__(self, weights: Weights, writer: Writer, library: Library, form: Form, accuracy_level: int) -> None:
+        self.weights, self.writer, self.library = weights, writer, library
+        self.form, self.accuracy_level = form, accuracy_level
+        self.replaced: dict[int, list[NodeProto]] = {}
+        self.gone: set[str] = set()
+        self.expected: Counter[str] = Counter()
+        self.bits: list[int] = []
+        shapes = [*weights.model.graph.input, *weights.model.graph.value_info]
+        self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in shapes}
+
+    def matrix(self, name: str, uses: list[Use]) -> None:
+        """Replace one initializer if it is made of packed rows."""
+        turned = uses[0].turned
+        values: NDArray[np.float32] = self.weights.array(name)
+        found = self.library.find(values.T if turned else values, name=name)
+        if found is None:
+            return
+        if any(u.turned != turned for u in uses) or len(uses) != self._readers(name, uses):
+            raise GreenError(f"The exported graph uses the weight {name} in a way no quantized operator has.")
+        runs = self.library.split(found)
+        # A MatMul first: it decides how a matrix is kept that an embedding shares.
+        gathers = any(u.node.op_type == "Gather" for u in uses)
+        only_gathers = all(u.node.op_type == "Gather" for u in uses)
+        if gathers and len(runs) > 1:
+            raise GreenError(f"The embedding {name} has rows of different bit widths or groups; that cannot be run.")
+        stored = [self._store(f"{name}.{i}" if i else name, run, columns=not only_gathers) for i, run in enumerate(runs)]
+        for use in sorted(uses, key=self._position):
+            self.replaced[id(use.node)] = self._nodes(use, stored)
+            if use.via is not None:
+                self.replaced[id(use.via)] = []
+        self.gone.add(name)
+
+    def finish(self) -> None:
+        """Copy what stayed dense and write the graph."""
+        model = self.weights.model
+        for name in self.weights.by_name:
+            if name not in self.gone:
+                self.writer.copy(self.weights, name)
+        nodes = [new for old in model.graph.node for new in self.replaced.get(id(old), [old])]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        stale = [v for v in model.graph.value_info if v.name in self.gone]
+        for v in stale:
+            model.graph.value_info.remove(v)
+        if self.form == "nbits" and all(o.domain != _DOMAIN for o in model.opset_import):
+            model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        self.writer.save(model)
+
+    def _store(self, name: str, run: Rows, *, columns: bool) -> Stored:
+        packed = self.library.gather(run)
+        self.bits.append(packed.bits)
+        if self.form == "nbits":
+            return NBits(self.writer, name, packed, self.accuracy_level)
+        return Qdq(self.writer, name, packed, columns=columns)
+
+    def _nodes(self, use: Use, stored: list[Stored]) -> list[NodeProto]:
+        node, out = use.node, use.node.output[0]
+        if node.op_type == "Gather":
+            self.expected["gather"] += 1
+            return stored[0].gather(node.input[1], out, self.ranks.get(node.input[1], 2))
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""  # noqa: PLR2004 - A, B, C
+        whole = f"{out}.product" if bias else out
+        self.expected["matmul"] += len(stored)
+        if len(stored) == 1:
+            nodes = stored[0].matmul(node.input[0], whole)
+        else:
+            parts = [f"{out}.part{i}" for i in range(len(stored))]
+            nodes = [n for s, part in zip(stored, parts, strict=True) for n in s.matmul(node.input[0], part)]
+            nodes.append(helper.make_node("Concat", parts, [whole], whole, axis=-1))
+        if bias:
+            nodes.append(helper.make_node("Add", [whole, bias], [out], out))
+        return nodes
+
+    def _position(self, use: Use) -> int:
+        return next(i for i, n in enumerate(self.weights.model.graph.node) if n is use.node)
+
+    def _readers(self, name: str, uses: list[Use]) -> int:
+        """How many nodes read the matrix, be it through one of its Transposes."""
+        names = {name, *(u.via.output[0] for u in uses if u.via is not None)}
+        vias = {id(u.via) for u in uses}
+        return sum(i in names for n in self.weights.model.graph.node if id(n) not in vias for i in n.input)
+
+
+def _uses(weights: Weights) -> dict[str, list[Use]]:
+    """Float matrices among the initializers, and the nodes that multiply by them or look rows up."""
+    graph = weights.model.graph
+    matrices = {
+        n for n, t in weights.by_name.items() if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT  # noqa: PLR2004
+    }
+    vias = {n.output[0]: n for n in graph.node if n.op_type == "Transpose" and n.input[0] in matrices}
+    found: dict[str, list[Use]] = {}
+    for node in graph.node:
+        at = {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
+        if at is None or len(node.input) <= at:
+            continue
+        via = vias.get(node.input[at])
+        name = via.input[0] if via is not None else node.input[at]
+        kept_as_kn = _reads_kn(node)
+        if name in matrices and kept_as_kn is not None:
+            found.setdefault(name, []).append(Use(node, kept_as_kn != (via is not None), via))
+    return found
+
+
+def _reads_kn(node: NodeProto) -> bool | None:
+    """Whether the node wants its matrix as [K, N]; None when no quantized operator stands for it."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "MatMul":
+        return True
+    if node.op_type == "Gather":
+        return False if given.get("axis", 0) == 0 else None
+    plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0 and not given.get("transA", 0)
+    return not given.get("transB", 0) if plain else None
+
+
+def _count(out: Path, names: list[str], rewrite: _Rewrite) -> Quantized:
+    """Read the graph that was written and compare its operators with what it should have.
+
+    Raises:
+        GreenError: an operator is missing.
+    """
+    model = onnx.load(str(out), load_external_data=False)
+    ops = Counter(n.op_type for n in model.graph.node)
+    nbits = rewrite.form == "nbits"
+    want = rewrite.expected["matmul"] + (0 if nbits else rewrite.expected["gather"])
+    have = ops["MatMulNBits"] if nbits else ops["DequantizeLinear"]
+    if have != want or (nbits and ops["GatherBlockQuantized"] != rewrite.expected["gather"]):
+        raise GreenError(f"{out} has {have} quantized operators where {want} were written.")
+    if not (out.parent / DATA).stat().st_size:
+        raise GreenError(f"{out.parent / DATA} is empty.")
+    kinds = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "MatMul", "Gather")
+    return Quantized({k: ops[k] for k in kinds if ops[k]}, names, sorted(set(rewrite.bits)))
