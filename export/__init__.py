@@ -15,13 +15,14 @@ from greenllm.progress import Progress, Silent
 __all__ = ["export"]
 
 Format = Literal["genai", "onnx"]
+GRAPH = "model.onnx"
 
 
 def export(
     checkpoint: str | Path | Artifact,
     out: str | Path,
     *,
-    to: Format | None = None,
+    to: str | None = None,
     target: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
@@ -63,7 +64,8 @@ def export(
         checked = verify(source, part, kind, int8=int8)
         progress.advance()
         details: dict[str, Any] = {
-            "task": source.task, "target": found.name, "entry": "model.onnx", "parameters": source.parameters,
+            "task": source.task, "target": found.name, "entry": GRAPH, **_names(part / GRAPH),
+            "parameters": source.parameters, "tied": source.tied,
             "bits_per_weight": round(_weight_bytes(part) * 8 / source.parameters, 3),
             "operators": quantized.ops if quantized else {}, "stored_bits": quantized.bits if quantized else [32],
             "verified": checked,
@@ -79,6 +81,18 @@ def _format(to: str, task: str) -> Format:
     if to == "genai" and task != "text-generation":
         raise GreenError(f"ORT-GenAI runs decoders; this model does {task}.", "Export it with --to onnx.")
     return to  # type: ignore[return-value]
+
+
+def _names(graph: Path) -> dict[str, list[str]]:
+    """Names of inputs and outputs, in their order."""
+    import onnx
+
+    loaded = onnx.load(str(graph), load_external_data=False).graph
+    weights = {t.name for t in loaded.initializer}
+    return {
+        "inputs": [i.name for i in loaded.input if i.name not in weights],
+        "outputs": [o.name for o in loaded.output],
+    }
 
 
 def _weight_bytes(path: Path) -> int:

@@ -21,7 +21,9 @@ from greenllm.progress import Progress
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
 
 
-def write_genai(checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress) -> Quantized | None:
+def write_genai(
+    checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress
+) -> Quantized | None:
     """Make an ORT-GenAI directory of a decoder.
 
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper
+from typing_extensions import Self
 
 from greenllm.errors import GreenError
 
@@ -66,7 +67,7 @@ class Writer:
         self.tensors: list[TensorProto] = []
         self._file = (path.parent / DATA).open("wb")
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -114,5 +115,5 @@ class Writer:
             where = {"location": DATA, "offset": self._file.tell(), "length": values.nbytes}
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in where.items())
-            self._file.write(memoryview(values.reshape(-1)).cast("B"))
+            self._file.write(values.reshape(-1).view(np.uint8).data)
         self.tensors.append(tensor)

@@ -92,9 +92,7 @@ class Library:
         """Cut into runs of rows that have bits, group and symmetry in common."""
         kinds = np.array([hash(s) for s in self._specs])[found.linears]
         cuts = np.flatnonzero(np.diff(kinds)) + 1
-        return [
-            Rows(a, b) for a, b in zip(np.split(found.linears, cuts), np.split(found.rows, cuts), strict=True)
-        ]
+        return [Rows(a, b) for a, b in zip(np.split(found.linears, cuts), np.split(found.rows, cuts), strict=True)]
 
     def gather(self, run: Rows) -> Packed:
         """The packed weight made of these rows, which must come from one run of :meth:`split`."""
@@ -115,9 +113,7 @@ class Library:
 
 
 def _select(whole: Packed, rows: torch.Tensor) -> Packed:
-    return Packed(
-        whole.codes[rows], whole.scales[rows], whole.zeros[rows], whole.bits, whole.group, whole.symmetric
-    )
+    return Packed(whole.codes[rows], whole.scales[rows], whole.zeros[rows], whole.bits, whole.group, whole.symmetric)
 
 
 def _packed_hashes(packed: Packed) -> NDArray[np.uint64]:

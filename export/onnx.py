@@ -28,7 +28,9 @@ _OPSET = 21
 Names = tuple[list[str], list[str]]
 
 
-def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress) -> Quantized | None:
+def write_onnx(
+    checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress
+) -> Quantized | None:
     """Make a directory with ``model.onnx``, its data, configuration and tokenizer.
 
     The quantized matrices are standard ``DequantizeLinear`` (see :mod:`greenllm.export.forms`), so that other

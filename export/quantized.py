@@ -13,8 +13,9 @@ from onnx import NodeProto, TensorProto, helper
 
 from greenllm.errors import GreenError
 from greenllm.export.forms import Form, NBits, Qdq, Stored
-from greenllm.export.graph import DATA, Weights, Writer
+from greenllm.export.graph import Weights, Writer
 from greenllm.export.matching import Library, PackedSource, Rows
+from greenllm.export.rotary import replace_tables
 from greenllm.progress import Progress, Silent
 
 _DOMAIN = "com.microsoft"
@@ -119,7 +120,9 @@ class _Rewrite:
         only_gathers = all(u.node.op_type == "Gather" for u in uses)
         if gathers and len(runs) > 1:
             raise GreenError(f"The embedding {name} has rows of different bit widths or groups; that cannot be run.")
-        stored = [self._store(f"{name}.{i}" if i else name, run, columns=not only_gathers) for i, run in enumerate(runs)]
+        stored = [
+            self._store(f"{name}.{i}" if i else name, run, columns=not only_gathers) for i, run in enumerate(runs)
+        ]
         for use in sorted(uses, key=self._position):
             self.replaced[id(use.node)] = self._nodes(use, stored)
             if use.via is not None:
@@ -129,10 +132,12 @@ class _Rewrite:
     def finish(self) -> None:
         """Copy what stayed dense and write the graph."""
         model = self.weights.model
+        tables, formulas = replace_tables(self.weights, self.writer)
+        self.gone |= tables
         for name in self.weights.by_name:
             if name not in self.gone:
                 self.writer.copy(self.weights, name)
-        nodes = [new for old in model.graph.node for new in self.replaced.get(id(old), [old])]
+        nodes = [*formulas, *(new for old in model.graph.node for new in self.replaced.get(id(old), [old]))]
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         stale = [v for v in model.graph.value_info if v.name in self.gone]
@@ -181,7 +186,9 @@ def _uses(weights: Weights) -> dict[str, list[Use]]:
     """Float matrices among the initializers, and the nodes that multiply by them or look rows up."""
     graph = weights.model.graph
     matrices = {
-        n for n, t in weights.by_name.items() if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT  # noqa: PLR2004
+        n
+        for n, t in weights.by_name.items()
+        if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT  # noqa: PLR2004
     }
     vias = {n.output[0]: n for n in graph.node if n.op_type == "Transpose" and n.input[0] in matrices}
     found: dict[str, list[Use]] = {}
@@ -221,7 +228,5 @@ def _count(out: Path, names: list[str], rewrite: _Rewrite) -> Quantized:
     have = ops["MatMulNBits"] if nbits else ops["DequantizeLinear"]
     if have != want or (nbits and ops["GatherBlockQuantized"] != rewrite.expected["gather"]):
         raise GreenError(f"{out} has {have} quantized operators where {want} were written.")
-    if not (out.parent / DATA).stat().st_size:
-        raise GreenError(f"{out.parent / DATA} is empty.")
     kinds = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "MatMul", "Gather")
     return Quantized({k: ops[k] for k in kinds if ops[k]}, names, sorted(set(rewrite.bits)))

@@ -53,7 +53,9 @@ def load_target(name: str | Path) -> Target:
     if not path.is_file():
         near = difflib.get_close_matches(str(name), target_names(), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise GreenError(f"{name}: no such target.{hint}", f"Targets: {', '.join(target_names())}; or give a YAML file.")
+        raise GreenError(
+            f"{name}: no such target.{hint}", f"Targets: {', '.join(target_names())}; or give a YAML file."
+        )
     return _parse(path.read_text(encoding="utf-8"), path.stem)
 
 
