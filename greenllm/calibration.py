@@ -15,8 +15,9 @@ from torch import Tensor
 from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
-from greenllm.step import Estimate, flops_per_second
+from greenllm.step import BASE_BYTES, Estimate, flops_per_second
 
+_CACHE = 200 << 20  # bytes of keys and values while the model speaks
 _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "prompt")
 
 
@@ -67,8 +68,13 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
     start = (
         torch.randint(vocabulary, (count, 1), generator=generator) if first is None else torch.full((count, 1), first)
     )
-    ids, past = start, None
-    progress.stage("sampling calibration text", length)
+    rows = start.split(_rows_at_a_time(checkpoint, length))
+    progress.stage("sampling calibration text", len(rows) * length)
+    return torch.cat([_continue(model, r, length, generator, progress) for r in rows])
+
+
+def _continue(model: Any, ids: Tensor, length: int, generator: torch.Generator, progress: Progress) -> Tensor:
+    past = None
     for _ in range(length - 1):
         out = model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
         past = out.past_key_values
@@ -79,18 +85,27 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
     return ids
 
 
+def _cache_bytes(checkpoint: Checkpoint, length: int) -> int:
+    """Keys and values of one sample, float32."""
+    c = checkpoint.config
+    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    width = heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
+    return int(4 * 2 * c.num_hidden_layers * width * length)
+
+
+def _rows_at_a_time(checkpoint: Checkpoint, length: int) -> int:
+    return max(1, _CACHE // _cache_bytes(checkpoint, length))
+
+
 def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
     """Time and memory of :func:`own_samples`: every token reads all weights and computes ``count`` rows."""
     if checkpoint.task != GENERATION:
         return Estimate(1, 0)
-    c = checkpoint.config
-    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-    width = heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
-    cache = 4 * 2 * c.num_hidden_layers * width * count * length
-    # The cache grows by copying: old and new are there at once, one layer at a time.
-    peak = 450e6 + 4 * checkpoint.parameters + cache * (1 + 1 / c.num_hidden_layers) + 8 * count * c.vocab_size
-    step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * count / flops_per_second()
-    return Estimate(2 + length * step, peak)
+    rows = min(count, _rows_at_a_time(checkpoint, length))
+    cache = _cache_bytes(checkpoint, length) * rows
+    peak = BASE_BYTES + 4 * checkpoint.parameters + 1.2 * cache + 12 * rows * int(checkpoint.config.vocab_size)
+    step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * rows / flops_per_second() + 2 * cache / 6e9
+    return Estimate(2 + length * -(-count // rows) * step, peak)
 
 
 def check_source(source: str) -> None:

@@ -184,7 +184,7 @@ def _main(
 
 def ask_country(country: str | None) -> str | None:
     """The grid's country: given, asked for on a terminal, else none, and said so."""
-    from greenllm.bench.energy import check_country
+    from greenllm.bench.energy.grid import check_country
 
     if country is None and sys.stdin.isatty() and console.is_terminal:
         country = typer.prompt(

@@ -35,7 +35,15 @@ def _command(name: str, kind: Any) -> Callable[..., None]:
     """A function whose signature has the step's fields as options."""
 
     def command(
-        *, checkpoint: str, out: Path, calibration: str, samples: int, length: int, seed: int, force: bool, **fields: Any
+        *,
+        checkpoint: str,
+        out: Path,
+        calibration: str,
+        samples: int,
+        length: int,
+        seed: int,
+        force: bool,
+        **fields: Any,
     ) -> None:
         from greenllm import pipeline, recipe
         from greenllm.cli import console, screen

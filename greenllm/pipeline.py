@@ -284,13 +284,13 @@ def _energy(country: str | None) -> Iterator[dict[str, Energy]]:
 def _estimate(checkpoint: Checkpoint, recipe: Recipe) -> Estimate:
     """Sum of the steps' seconds, largest of their peaks; sampling and export included."""
     from greenllm.calibration import estimate_own
-    from greenllm.step import Estimate
+    from greenllm.step import BASE_BYTES, Estimate
 
     c = recipe.calibration
     parts = [s.estimate(checkpoint, c.samples * c.length) for s in recipe.steps]
     if recipe.calibrated and c.source == "self":
         parts.append(estimate_own(checkpoint, c.samples, c.length))
-    parts.append(Estimate(15 + checkpoint.parameters / 6e6, 450e6 + 6 * checkpoint.parameters))
+    parts.append(Estimate(15 + checkpoint.parameters / 6e6, BASE_BYTES + 6 * checkpoint.parameters))
     return Estimate(sum(p.seconds for p in parts), max(p.peak_bytes for p in parts))
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from greenllm.checkpoint import Checkpoint
 from greenllm.progress import Progress, Silent
 
+BASE_BYTES = 450e6  # the interpreter with torch and transformers
+
 
 @dataclass
 class Estimate:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from greenllm.errors import GreenError
 from greenllm.quantize.grid import Grid, as_packed, expand, fit
-from greenllm.quantize.packed import Packed
+from greenllm.quantize.packed import Packed, concatenate
 from greenllm.quantize.rtn import round_onto
 
 _BLOCK = 64
+_ROWS = 8192
 
 
 def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: bool = True, refit: bool = True) -> Packed:
@@ -37,15 +38,19 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: boo
     """
     if not torch.isfinite(H).all():
         raise GreenError("The calibration inputs of a layer hold NaN or infinity; it cannot be quantized on them.")
-    W = W.clone()
     diagonal = H.diagonal().clone()
-    scales, zeros = fit(W, grid, diagonal)
-    nearest = round_onto(W, scales, zeros, grid)
     dead = diagonal == 0  # inputs that were never on: their error costs nothing and must not spread
     Hd = H.clone()
     Hd[dead, dead] = 1
     order = torch.argsort(diagonal, descending=True) if act_order else torch.arange(len(diagonal))
     U = _upper_inverse(Hd[order][:, order], damp)
+    # Rows do not know of each other, so a tall weight (a head) is done in slices to save memory.
+    return concatenate([_rows(w, H, U, order, grid, refit=refit) for w in W.split(_ROWS)])
+
+
+def _rows(W: Tensor, H: Tensor, U: Tensor, order: Tensor, grid: Grid, *, refit: bool) -> Packed:
+    scales, zeros = fit(W, grid, H.diagonal())
+    nearest = round_onto(W, scales, zeros, grid)
     S, Z = (t[:, order] for t in expand(scales, zeros, grid.size(W.shape[1])))
     codes = torch.empty_like(nearest.codes)
     codes[:, order] = _sweep(W[:, order], U, S, Z, grid.top)

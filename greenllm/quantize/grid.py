@@ -98,7 +98,11 @@ def _candidates(w: Tensor, grid: Grid) -> list[tuple[Tensor, Tensor]]:
     shrink = _SHRINK if grid.bits < 8 else _SHRINK[:1]  # noqa: PLR2004 - a byte has levels to spare
     if not grid.symmetric:
         low, high = low.clamp_max(0), high.clamp_min(0)
-        ends = [(low * p, high * p) for p in shrink] + [(low * p, high) for p in shrink] + [(low, high * p) for p in shrink]
+        ends = (
+            [(low * p, high * p) for p in shrink]
+            + [(low * p, high) for p in shrink]
+            + [(low, high * p) for p in shrink]
+        )
         return [_asymmetric(a, b, grid.top) for a, b in ends]
     largest = torch.where(high > -low, high, low)
     middle = torch.full_like(largest, half)

@@ -60,6 +60,15 @@ class Packed:
         return self.bits + overhead / self.group
 
 
+def concatenate(parts: list[Packed]) -> Packed:
+    """One weight of the rows of several that share a grid."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    codes, scales, zeros = (torch.cat([getattr(p, f) for p in parts]) for f in ("codes", "scales", "zeros"))
+    return Packed(codes, scales, zeros, first.bits, first.group, first.symmetric)
+
+
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Pack uint8 [R, C] along dim 0 into int32 [R * bits / 32, C], lowest bits first.
 

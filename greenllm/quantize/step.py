@@ -20,12 +20,11 @@ from greenllm.quantize.grid import Grid
 from greenllm.quantize.linear import Moments, linears, set_weight, weight_of
 from greenllm.quantize.packed import Packed, to_gptq
 from greenllm.quantize.rtn import round_to_nearest
-from greenllm.step import Context, Estimate, flops_per_second
+from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
 from greenllm.walk import Walk
 
 _BATCH_TOKENS = 2048
 _LOSS = ".loss"
-_BASE_BYTES = 450e6  # the interpreter with torch and transformers
 
 
 @dataclass(config={"extra": "forbid"})
@@ -78,7 +77,7 @@ class Quantize:
         d = int(getattr(checkpoint.config, "hidden_size", weight_of(layers[0]).shape[1]))
         outside = checkpoint.parameters - sum(p.numel() for p in blocks.parameters())
         block = 4 * (weights / len(blocks)) * 4
-        peak = _BASE_BYTES + 4 * outside + block + 8 * tokens * d + 4 * outside * (self.head_bits > 0)
+        peak = BASE_BYTES + 4 * outside + block + 8 * tokens * d + 4 * outside * (self.head_bits > 0)
         if not self.calibrated:
             return Estimate(5 + weights / 5e7, peak)
         flops = 2 * 2 * weights * tokens + sum(2 * weight_of(m).shape[1] ** 2 * tokens for m in layers) * 0.6
@@ -106,7 +105,7 @@ class Quantize:
         for short, layer in layers.items():
             W = weight_of(layer).contiguous()
             try:
-                packed = self._quantize(W, moments.of(short) if self.calibrated else None)
+                packed = self._quantize(W, moments.of(short) if self.calibrated else None, self.grid)
             except GreenError as e:
                 raise GreenError(f"{name}.{short}: {e.what}", e.fix) from e
             kept[f"{name}.{short}{_LOSS}"] = _loss(W, packed, moments.of(short) if self.calibrated else None)
@@ -114,10 +113,16 @@ class Quantize:
             kept |= {f"{name}.{short}.{part}": t for part, t in to_gptq(packed).items()}
         return kept
 
-    def _quantize(self, W: Tensor, H: Tensor | None) -> Packed:
+    def _quantize(self, W: Tensor, H: Tensor | None, grid: Grid) -> Packed:
         if H is None:
-            return round_to_nearest(W, self.grid)
-        return gptq(W, H, self.grid, damp=self.damp, act_order=self.act_order)
+            return round_to_nearest(W, grid)
+        return gptq(W, H, grid, damp=self.damp, act_order=self.act_order)
+
+    def _head_moments(self, checkpoint: Checkpoint, walk: Walk) -> dict[str, Tensor]:
+        """H of the head's inputs after the quantized blocks. The embedding has none: it is looked up."""
+        if not (self.calibrated and self.head_bits and checkpoint.head):
+            return {}
+        return {checkpoint.head: sum(x.T @ x for x in walk.head_inputs(walk.model.get_submodule(checkpoint.head)))}  # type: ignore[dict-item]
 
     def _outside(self, checkpoint: Checkpoint) -> list[str]:
         """Embedding and head, once if they are one matrix; nothing when they are left alone."""
@@ -134,13 +139,14 @@ class Quantize:
 
     def _tensors(self, checkpoint: Checkpoint, walk: Walk) -> Iterator[tuple[str, Tensor]]:
         done: set[str] = set()
+        moments = self._head_moments(checkpoint, walk)
         for name, tensor in walk.tensors():
             if not name.endswith(_LOSS):
                 done.add(name.rpartition(".")[0] + ".weight")
                 yield name, tensor
         for module in self._outside(checkpoint):
             source = checkpoint.embedding if checkpoint.tied else module
-            packed = round_to_nearest(checkpoint.tensor(f"{source}.weight"), self.head_grid)
+            packed = self._quantize(checkpoint.tensor(f"{source}.weight"), moments.get(module), self.head_grid)
             for part, tensor in to_gptq(packed).items():
                 yield f"{module}.{part}", tensor
             done.add(f"{module}.weight")
