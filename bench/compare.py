@@ -6,7 +6,13 @@ from greenllm.bench.measurement import log_ratio, quotient
 from greenllm.bench.results import Row
 from greenllm.bench.session import Session
 
-_BY_ROUND = ("prefill", "decode", "first_token", "encode")
+_BY_ROUND = (
+    "prefill",
+    "decode",
+    "first_token",
+    "encode",
+    *(f"{x}_p{p}" for x in ("token", "text") for p in (50, 95, 99)),
+)
 _BY_WINDOW = ("perplexity", "bits_per_byte")
 _NO_RATIO = ("kl", "top1", "cosine", "neighbour", "spearman")
 

@@ -10,7 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from greenllm.bench.measurement import Measurement, log_mean, percentile
+import numpy as np
+
+from greenllm.bench.measurement import Measurement, log_mean
 from greenllm.bench.runners import Runner
 
 
@@ -68,27 +70,46 @@ class Rounds:
         return [sum(s) / len(s) for s in each if s]
 
     def samples(self) -> dict[str, list[float]]:
-        """Figures by round, under the metric's name: what ratios are paired over."""
+        """Figures by round, under the metric's name: what ratios are paired over.
+
+        Tokens of one round share its luck, so that a round, not a token, is the sample. A percentile is
+        among them where each round has tokens beyond it.
+        """
         first, steps = self.first(), self.steps()
         if steps:
-            speeds = {"prefill": [self.prompt / t for t in first], "decode": [1 / s for s in steps]}
-            return {**speeds, "first_token": [t * 1000 for t in first]}
-        return {"encode": [1 / t for t in first]}
+            found = {"prefill": [self.prompt / t for t in first], "decode": [1 / s for s in steps],
+                     "first_token": [t * 1000 for t in first]}  # fmt: skip
+        else:
+            found = {"encode": [1 / t for t in first]}
+        name, times = self._times()
+        for p in (50, 95, 99):
+            if all(len(t) * (100 - p) >= 100 for t in times):  # noqa: PLR2004 - one in a hundred is beyond p99
+                found[f"{name}_p{p}"] = [float(np.percentile(t, p)) for t in times]
+        return found
 
     def measurements(self) -> dict[str, Measurement]:
-        """Speeds as geometric means over rounds, percentiles over single tokens (or texts)."""
-        units = {"prefill": "tokens/s", "decode": "tokens/s", "first_token": "ms", "encode": "texts/s"}
-        found = {k: log_mean(v, units[k], "measured:clock") for k, v in self.samples().items()}
-        queries = [q for r in self.rounds for q in r]
-        tokens = [s * 1000 for q in queries for s in q.steps]
-        name, times = ("token", tokens) if tokens else ("text", [q.first * 1000 for q in queries])
+        """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""
+        units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": "texts/s"}
+        found = {k: log_mean(v, units.get(k, "ms"), "measured:clock") for k, v in self.samples().items()}
+        name, times = self._times()
+        pooled = [t for each in times for t in each]
         for p in (50, 95, 99):
-            found[f"{name}_p{p}"] = percentile(times, p / 100, "ms", "measured:clock")
+            value = float(np.percentile(pooled, p))
+            whole = Measurement(
+                value=value, unit="ms", n=len(pooled), method="measured:clock", note="all rounds pooled"
+            )
+            found.setdefault(f"{name}_p{p}", whole)
         return found
+
+    def _times(self) -> tuple[str, list[list[float]]]:
+        """Milliseconds of each further token (or of each text), by round."""
+        tokens = [[s * 1000 for q in r for s in q.steps] for r in self.rounds]
+        return ("token", tokens) if any(tokens) else ("text", [[q.first * 1000 for q in r] for r in self.rounds])
 
     def narrow(self, width: float) -> bool:
         """Whether every speed is known to ± ``width`` of itself."""
-        found = [log_mean(v, "", "") for v in self.samples().values()]
+        speeds = [v for k, v in self.samples().items() if k in ("prefill", "decode", "encode")]
+        found = [log_mean(v, "", "") for v in speeds]
         return all(m.ci95 is not None and m.ci95[1] <= m.value * (1 + width) for m in found)
 
 

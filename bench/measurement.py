@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Interval = tuple[float, float]
@@ -106,20 +105,6 @@ def statistic(samples: Sequence[float], function: Callable[..., Any], unit: str,
     draws = [float(function(x[rng.integers(0, len(x), len(x))])) for _ in range(2000)]
     lo, hi = np.nanpercentile(draws, [2.5, 97.5])
     return Measurement(value=float(function(x)), unit=unit, n=len(x), ci95=(float(lo), float(hi)), method=method)
-
-
-def percentile(samples: Sequence[float], p: float, unit: str, method: str) -> Measurement:
-    """The ``p`` quantile (0 to 1) of samples; interval from order statistics (binomial, distribution-free).
-
-    There is no interval where too few samples lie beyond the quantile to bound it.
-    """
-    from scipy import stats
-
-    x: NDArray[np.float64] = np.sort(np.asarray(samples, dtype=np.float64))
-    lo = int(stats.binom.ppf(0.025, x.size, p)) - 1
-    hi = int(stats.binom.ppf(0.975, x.size, p))
-    ci = (float(x[lo]), float(x[hi])) if lo >= 0 and hi < x.size else None
-    return Measurement(value=float(np.quantile(x, p)), unit=unit, n=x.size, ci95=ci, method=method)
 
 
 def quotient(a: Measurement, b: Measurement) -> Measurement | None:

@@ -42,9 +42,10 @@ def methods(results: Results) -> dict[str, str]:
     if results.has("kl") or results.has("cosine"):
         found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
     found["Speed"] = (
-        "Every model runs in a process of its own and they take turns, so that drift hits all alike. Rounds stopped "
-        f"{s['rounds']}. Speeds are geometric means over rounds with Student's t intervals; ratios are paired round "
-        "by round; percentiles are over single tokens or texts, with order-statistic intervals."
+        "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
+        f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t intervals; ratios are paired round "
+        "by round. A percentile of single tokens or texts is taken in each round; where rounds are too short for it, "
+        "it is of all of them together and has no interval."
     )
     if "meter" in s:
         found["Energy"] = _energy(s)
