@@ -9,31 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, helper
 
 from greenllm.errors import GreenError
 from greenllm.export.forms import Form, NBits, Qdq, Stored
 from greenllm.export.graph import Weights, Writer
 from greenllm.export.matching import Library, PackedSource, Rows
 from greenllm.export.rotary import replace_tables
+from greenllm.export.uses import Use, find_uses
 from greenllm.progress import Progress, Silent
 
 _DOMAIN = "com.microsoft"
-
-
-@dataclass
-class Use:
-    """A node that reads a matrix W [N, K], however the graph keeps it.
-
-    Attributes:
-        node: MatMul, Gemm or Gather.
-        turned: whether the graph keeps W as [K, N].
-        via: the Transpose between the initializer and the node.
-    """
-
-    node: NodeProto
-    turned: bool
-    via: NodeProto | None = None
 
 
 @dataclass
@@ -76,7 +62,7 @@ def quantize_graph(
     progress = progress or Silent()
     library = Library(checkpoint)
     weights = Weights(source)
-    uses = _uses(weights)
+    uses = find_uses(weights)
     with Writer(out) as writer:
         rewrite = _Rewrite(weights, writer, library, form, accuracy_level)
         for name, found in uses.items():
@@ -180,39 +166,6 @@ class _Rewrite:
         names = {name, *(u.via.output[0] for u in uses if u.via is not None)}
         vias = {id(u.via) for u in uses}
         return sum(i in names for n in self.weights.model.graph.node if id(n) not in vias for i in n.input)
-
-
-def _uses(weights: Weights) -> dict[str, list[Use]]:
-    """Float matrices among the initializers, and the nodes that multiply by them or look rows up."""
-    graph = weights.model.graph
-    matrices = {
-        n
-        for n, t in weights.by_name.items()
-        if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT  # noqa: PLR2004
-    }
-    vias = {n.output[0]: n for n in graph.node if n.op_type == "Transpose" and n.input[0] in matrices}
-    found: dict[str, list[Use]] = {}
-    for node in graph.node:
-        at = {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
-        if at is None or len(node.input) <= at:
-            continue
-        via = vias.get(node.input[at])
-        name = via.input[0] if via is not None else node.input[at]
-        kept_as_kn = _reads_kn(node)
-        if name in matrices and kept_as_kn is not None:
-            found.setdefault(name, []).append(Use(node, kept_as_kn != (via is not None), via))
-    return found
-
-
-def _reads_kn(node: NodeProto) -> bool | None:
-    """Whether the node wants its matrix as [K, N]; None when no quantized operator stands for it."""
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "MatMul":
-        return True
-    if node.op_type == "Gather":
-        return False if given.get("axis", 0) == 0 else None
-    plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0 and not given.get("transA", 0)
-    return not given.get("transB", 0) if plain else None
 
 
 def _count(out: Path, names: list[str], rewrite: _Rewrite) -> Quantized:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from greenllm.errors import GreenError
 
 Format = Literal["genai", "onnx"]
+_HOME = Path(__file__).with_name("targets")
 
 
 class Target(BaseModel):
@@ -38,7 +37,7 @@ class Target(BaseModel):
 
 def target_names() -> list[str]:
     """Names of the targets that come with greenllm."""
-    return sorted(p.name.removesuffix(".yaml") for p in _home().iterdir() if p.name.endswith(".yaml"))
+    return sorted(p.stem for p in _HOME.glob("*.yaml"))
 
 
 def load_target(name: str | Path) -> Target:
@@ -48,7 +47,7 @@ def load_target(name: str | Path) -> Target:
         GreenError: no such target, or a file that does not describe one.
     """
     if str(name) in target_names():
-        return _parse((_home() / f"{name}.yaml").read_text(encoding="utf-8"), str(name))
+        return _parse((_HOME / f"{name}.yaml").read_text(encoding="utf-8"), str(name))
     path = Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(str(name), target_names(), n=1)
@@ -70,7 +69,3 @@ def _parse(text: str, name: str) -> Target:
         key = ".".join(str(x) for x in first["loc"])
         allowed = ", ".join(Target.model_fields)
         raise GreenError(f"target {name}: {key}: {first['msg']}.", f"Keys: {allowed}.") from e
-
-
-def _home() -> Traversable:
-    return resources.files("greenllm.export") / "targets"
