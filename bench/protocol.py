@@ -43,9 +43,9 @@ def methods(results: Results) -> dict[str, str]:
         found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
-        f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t intervals; ratios are paired round "
-        "by round. A percentile of single tokens or texts is taken in each round; where rounds are too short for it, "
-        "it is of all of them together and has no interval."
+        f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
+        "intervals; ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
+        "where rounds are too short for it, it is of all of them together and has no interval."
     )
     if "meter" in s:
         found["Energy"] = _energy(s)
