@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "vocab*", "merges*", "1_Pooling/*")
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_SHARD = 2 << 30
+_SHARD = 256 << 20  # bytes of weights held at a time
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
@@ -247,7 +247,7 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def write_shards(out: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Write tensors into ``model*.safetensors`` of at most 2 GB, with an index when there are several."""
+    """Write tensors into ``model*.safetensors`` of about 256 MB, with an index when there are several."""
     from safetensors.torch import save_file
 
     shards: list[list[str]] = []

@@ -64,8 +64,8 @@ def _command(name: str, kind: Any) -> Callable[..., None]:
         "checkpoint": Annotated[str, typer.Argument(help="hub id, checkpoint directory, .gguf file or artifact")],
         "out": Annotated[Path, option("-o", "--out", help="directory to make")],
         "calibration": (Annotated[str, option(help="self, a .txt or .jsonl file, or a hub data set")], "self"),
-        "samples": (Annotated[int, option(min=1, help="number of calibration samples")], 32),
-        "length": (Annotated[int, option(min=8, help="tokens in each")], 512),
+        "samples": (Annotated[int, option(min=1, help="number of calibration samples")], 64),
+        "length": (Annotated[int, option(min=8, help="tokens in each")], 128),
         "seed": (Annotated[int, option(min=0, help="of all that is random")], 0),
         "force": (Annotated[bool, option("--force", help="replace the output if it exists")], False),
     }

@@ -24,8 +24,8 @@ class Calibration(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str = Field("self", description="self (the model's own words), a .txt or .jsonl file, or a hub data set")
-    samples: int = Field(32, ge=1, le=65536, description="number of samples")
-    length: int = Field(512, ge=8, le=131072, description="tokens in each sample")
+    samples: int = Field(64, ge=1, le=65536, description="number of samples")
+    length: int = Field(128, ge=8, le=131072, description="tokens in each sample")
 
 
 class Recipe(BaseModel):

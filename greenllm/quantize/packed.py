@@ -93,6 +93,12 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 def unpack_bits(words: Tensor, bits: int) -> Tensor:
     """Undo :func:`pack_bits`: int32 [W, C] to uint8 [W * 32 / bits, C]."""
+    if 8 % bits == 0:  # no code crosses a byte
+        octets = words.contiguous().view(torch.uint8).view(len(words), words.shape[1], 4).transpose(1, 2)
+        out = torch.empty(len(words), 4, 8 // bits, words.shape[1], dtype=torch.uint8)
+        for i in range(8 // bits):
+            out[:, :, i] = (octets >> (i * bits)) & (2**bits - 1)
+        return out.view(-1, words.shape[1])
     period = 32 // math.gcd(32, bits)
     grouped = words.view(-1, period * bits // 32, words.shape[1]).to(torch.int64) & 0xFFFFFFFF
     codes = torch.empty(len(grouped), period, words.shape[1], dtype=torch.uint8)

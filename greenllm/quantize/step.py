@@ -25,6 +25,7 @@ from greenllm.walk import Walk
 
 _BATCH_TOKENS = 2048
 _LOSS = ".loss"
+_LOOKUP = 0.1  # weight of a tied matrix's plain error as an embedding, beside its error as a head
 
 
 @dataclass(config={"extra": "forbid"})
@@ -39,8 +40,8 @@ class Quantize:
     symmetric: bool = Field(True, description="no zero points: smaller, and the only kind TensorRT reads")
     act_order: bool = Field(True, description="gptq: round the inputs that matter most first")
     damp: float = Field(0.01, gt=0, le=1, description="gptq: share of the mean diagonal added to the Hessian")
-    head_bits: Literal[0, 3, 4, 8] = Field(8, description="bits of embedding and head; 0 leaves them as they are")
-    head_group: int = Field(64, ge=-1, description="inputs that share a scale in embedding and head")
+    head_bits: Literal[0, 3, 4, 8] = Field(4, description="bits of embedding and head; 0 leaves them as they are")
+    head_group: int = Field(32, ge=-1, description="inputs that share a scale in embedding and head")
 
     @property
     def calibrated(self) -> bool:
@@ -119,10 +120,14 @@ class Quantize:
         return gptq(W, H, grid, damp=self.damp, act_order=self.act_order)
 
     def _head_moments(self, checkpoint: Checkpoint, walk: Walk) -> dict[str, Tensor]:
-        """H of the head's inputs after the quantized blocks. The embedding has none: it is looked up."""
+        """H of the head's inputs after the quantized blocks. An embedding alone has none: it is looked up."""
         if not (self.calibrated and self.head_bits and checkpoint.head):
             return {}
-        return {checkpoint.head: sum(x.T @ x for x in walk.head_inputs(walk.model.get_submodule(checkpoint.head)))}  # type: ignore[dict-item]
+        inputs = walk.head_inputs(walk.model.get_submodule(checkpoint.head))
+        H = torch.stack([x.T @ x for x in inputs]).sum(0)
+        if checkpoint.tied:
+            H += _LOOKUP * H.diagonal().mean() * torch.eye(len(H))
+        return {checkpoint.head: H}
 
     def _outside(self, checkpoint: Checkpoint) -> list[str]:
         """Embedding and head, once if they are one matrix; nothing when they are left alone."""
