@@ -25,6 +25,7 @@ def bench(
     models: Sequence[str | Path | Artifact],
     *,
     baseline: str | Path | Artifact | None = None,
+    names: Sequence[str] | None = None,
     text: str | Path | None = None,
     pairs: str | Path | None = None,
     country: str | None = None,
@@ -46,6 +47,7 @@ def bench(
     Args:
         models: artifacts, checkpoint or ORT-GenAI directories, ``.gguf`` files or hub ids.
         baseline: what the others are compared with; the first of ``models`` by default.
+        names: of the models in the report; by default those of their directories.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
         country: of the grid, a three-letter code or a name.
@@ -78,7 +80,7 @@ def bench(
             raise GreenError(f"{name} is {value}; it must be at least {least}.")
     located = country is not None or intensity is not None
     grid = meters.grid(country, region, intensity) if carbon or (carbon is None and located) else None
-    targets = find_all(models, baseline)
+    targets = find_all(models, baseline, names)
     corpus = texts.read(text)
     scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
     here = machine()

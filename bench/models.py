@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,12 +62,17 @@ def find(model: str | Path | Artifact) -> Target:
     )
 
 
-def find_all(models: Sequence[str | Path | Artifact], baseline: str | Path | Artifact | None) -> list[Target]:
+def find_all(
+    models: Sequence[str | Path | Artifact],
+    baseline: str | Path | Artifact | None,
+    names: Sequence[str] | None = None,
+) -> list[Target]:
     """All models under names that differ, the baseline first.
 
     Args:
         models: see :func:`find`.
         baseline: one of ``models`` or another one; the first of them by default.
+        names: for ``models``, in their order; by default those of their directories.
 
     Raises:
         GreenError: no model at all, or see :func:`find`.
@@ -74,15 +80,19 @@ def find_all(models: Sequence[str | Path | Artifact], baseline: str | Path | Art
     if not models:
         raise GreenError("There is no model to bench.", "Give one or more.")
     found = [find(m) for m in models]
+    if names is not None:
+        if len(names) != len(found):
+            raise GreenError(f"There are {len(names)} names for {len(found)} models.")
+        found = [dataclasses.replace(t, name=n) for t, n in zip(found, names, strict=True)]
     if baseline is not None:
         base = find(baseline)
         rest = [t for t in found if t.path != base.path]
         same = [t for t in found if t.path == base.path]
         found = [*(same or [base]), *rest]
-    names: dict[str, int] = {}
+    seen: dict[str, int] = {}
     unique = []
     for target in found:
-        names[target.name] = n = names.get(target.name, 0) + 1
+        seen[target.name] = n = seen.get(target.name, 0) + 1
         name = target.name if n == 1 else f"{target.name} ({n})"
         unique.append(Target(name, target.path, target.runner, target.manifest))
     return unique

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -38,6 +39,8 @@ CountryOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="replace the output if it exists")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
 
+EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long the bench measures")]
+
 
 @app.command()
 def compress(
@@ -51,7 +54,7 @@ def compress(
     text: Annotated[Path | None, typer.Option(help="text for perplexity; default: Python's own documentation")] = None,
     country: CountryOption = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="measure before against after")] = True,
-    effort: Annotated[str, typer.Option(help="quick or full: how long the bench measures")] = "quick",
+    effort: EffortOption = "quick",
     threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -100,7 +103,7 @@ def bench(
     report: Annotated[Path | None, typer.Option(help="directory for report.html, report.md and report.json")] = None,
     text: Annotated[Path | None, typer.Option(help="text for perplexity; default: Python's own documentation")] = None,
     country: CountryOption = None,
-    effort: Annotated[str, typer.Option(help="quick or full")] = "quick",
+    effort: EffortOption = "quick",
     threads: ThreadsOption = None,
 ) -> None:
     """Compare models: quality, speed, memory, energy and gCO2e, each with its certainty."""
@@ -205,21 +208,35 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+class Interrupted(GreenError):  # noqa: N818 - it is no error
+    """Ctrl-C, in a form that no library between here and there swallows."""
+
+
+def _interrupted(_signal: int, _frame: object) -> NoReturn:
+    raise Interrupted("Interrupted.", "What is finished is kept: compress goes on there with the same command.")
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: exit code 0 when done, 1 on a told error, 130 on Ctrl-C."""
     from greenllm.commands import add_step_commands
 
     add_step_commands(app)
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         app(args=arguments, standalone_mode=True)
     except GreenError as e:
         console.print(f"[bold red]Error:[/] {escape(e.what)}", soft_wrap=True, highlight=False)
         if e.fix:
             console.print(escape(e.fix), soft_wrap=True, highlight=False)
+        sys.exit(130 if isinstance(e, Interrupted) else 1)
+    except ModuleNotFoundError as e:
+        if e.name is None or e.name.startswith("greenllm"):
+            raise
+        console.print(f"[bold red]Error:[/] this command needs the package {escape(e.name)}.", highlight=False)
+        console.print(
+            escape('Install what compresses and measures: pip install "greenllm[compress]".'), highlight=False
+        )
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. The same command goes on where it stopped.", style="yellow")
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
 

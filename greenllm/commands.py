@@ -87,5 +87,5 @@ def _option(field: Any, hint: Any) -> inspect.Parameter:
     values = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     kind = type(values[0]) if values and not isinstance(values[0], str) else hint
     text = (info.description or "") + (f" [{'|'.join(map(str, values))}]" if values and kind is not hint else "")
-    annotation: Any = Annotated[kind, typer.Option(help=text)]  # type: ignore[valid-type]
+    annotation: Any = Annotated[kind, typer.Option(help=text)]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=info.default)

@@ -253,8 +253,12 @@ def _bench(
     from greenllm import bench as bench_room
 
     if not (part / "report.json").exists():
-        models = [str(todo.checkpoint.path if Path(source).suffix == ".gguf" else source), str(part / "deploy")]
-        bench_room(models, country=country, report=part, progress=progress, **options)
+        name = Path(str(source)).name.removesuffix(".gguf")
+        bench_room(
+            [todo.checkpoint.path, part / "deploy"],
+            names=[name, f"{name} {todo.recipe.name}"],
+            country=country, report=part, progress=progress, **options,
+        )  # fmt: skip
 
 
 def _finish(part: Path, out: Path, checkpoint: Artifact) -> Artifact:

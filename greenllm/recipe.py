@@ -36,7 +36,7 @@ class Recipe(BaseModel):
     name: str = ""
     description: str = ""
     seed: int = Field(0, ge=0)
-    calibration: Calibration = Calibration()
+    calibration: Calibration = Field(default_factory=lambda: Calibration.model_validate({}))
     steps: list[Any] = Field(default_factory=list)
 
     @property

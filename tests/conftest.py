@@ -22,7 +22,7 @@ def make_llama(path, *, tied=True, seed=0, layers=2, vocab=128, **options):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(
         vocab_size=vocab, num_hidden_layers=layers, max_position_embeddings=256, tie_word_embeddings=tied,
         bos_token_id=1, eos_token_id=2, pad_token_id=2, **{**shape, **options},
@@ -55,11 +55,15 @@ def make_tokenizer(path, vocab=128):
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<unk>", "<s>", "</s>", *alphabet][:vocab]
-    inner = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], unk_token="<unk>"))  # noqa: S106 - a token of text
+    inner = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"  # noqa: S106 - tokens of text
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
     )
     fast.save_pretrained(path)
 

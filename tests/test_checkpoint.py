@@ -179,7 +179,7 @@ def write_gguf(gguf, path, out):
     w.add_context_length(256)
     w.add_embedding_length(64)
     w.add_block_count(2)
-    w.add_feed_forward_length(128)
+    w.add_feed_forward_length(192)
     w.add_head_count(4)
     w.add_head_count_kv(2)
     w.add_layer_norm_rms_eps(config["rms_norm_eps"])

@@ -167,7 +167,14 @@ def _wait_for(pattern, base, process):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("when", [".out.partial/calibration.safetensors", ".out.partial/.work-checkpoint/block-1*", ".out.partial/checkpoint/greenllm.json"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        ".out.partial/calibration.safetensors",
+        ".out.partial/.work-checkpoint/block-1*",
+        ".out.partial/checkpoint/greenllm.json",
+    ],
+)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_at_any_stage_the_same_command_goes_on(tmp_path, small_recipe, compressed, when, how):
     make_llama(tmp_path / "m", vocab=300)
@@ -184,7 +191,7 @@ def test_killed_at_any_stage_the_same_command_goes_on(tmp_path, small_recipe, co
     )
     assert again.returncode == 0, again.stderr
     assert "Going on where the last run stopped" in again.stderr
-    assert 'greenllm run' in again.stdout
+    assert "greenllm run" in again.stdout
     found = artifact.open_verified(tmp_path / "out").manifest.files
     want = artifact.read(compressed[1].path).manifest.files
     weights = "checkpoint/model.safetensors"
@@ -209,5 +216,3 @@ def test_steps_alone_make_a_checkpoint(tmp_path):
     assert found.kind == "checkpoint"
     artifact.open_verified(tmp_path / "q")
     assert greenllm.export(tmp_path / "q", tmp_path / "x").kind == "genai"
-
-

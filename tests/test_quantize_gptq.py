@@ -26,7 +26,7 @@ def problem(n=8, k=64, seed=0, rank=None):
     bits=st.sampled_from([3, 4, 8]), group=st.sampled_from([16, 32, -1]), symmetric=st.booleans(),
     act_order=st.booleans(), rank=st.sampled_from([3, 64]), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_never_worse_than_rounding_in_the_norm_of_H(bits, group, symmetric, act_order, rank, seed):
+def test_never_worse_than_rounding_in_the_norm_of_the_hessian(bits, group, symmetric, act_order, rank, seed):
     W, H = problem(seed=seed, rank=rank)
     grid = Grid(bits, group, symmetric)
     nearest = round_onto(W, *fit(W, grid, H.diagonal()), grid)

@@ -47,7 +47,9 @@ def test_walk_of_an_encoder(bert, tmp_path):
 def test_walk_of_blocks_called_with_positional_arguments(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=64, n_layer=2, n_head=4, n_positions=64)).save_pretrained(tmp_path / "m")
+    GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=64, n_layer=2, n_head=4, n_positions=64)).save_pretrained(
+        tmp_path / "m"
+    )
     checkpoint = open_checkpoint(tmp_path / "m")
     walk = Walk(checkpoint, batches(), tmp_path / "state")
     walk.run(nothing)

@@ -16,13 +16,13 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """Its weight as float32 [outputs, inputs], whichever way it is kept."""
-    weight: Tensor = layer.weight.data
+    weight: Tensor = layer.get_parameter("weight").data
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 
 def set_weight(layer: nn.Module, value: Tensor) -> None:
     """Put a weight [outputs, inputs] back in place."""
-    layer.weight.data = value.T.contiguous() if type(layer).__name__ == "Conv1D" else value  # type: ignore[assignment]
+    layer.get_parameter("weight").data = value.T.contiguous() if type(layer).__name__ == "Conv1D" else value
 
 
 class Moments:
