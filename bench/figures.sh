@@ -10,4 +10,4 @@ mkdir -p "$out"
 [ -d "$out/ort-genai-int4" ] || python -m onnxruntime_genai.models.builder \
     -i "$model" -m "$model" -o "$out/ort-genai-int4" -p int4 -e cpu -c "$out/cache"
 greenllm bench "$model" "$out/int4" "$out/int8" "$out/ort-genai-int4" \
-    --text "$text" --effort full --report "$out/report" ${COUNTRY:+--country "$COUNTRY"}
+    --text "$text" --effort "${EFFORT:-quick}" --report "$out/report" ${COUNTRY:+--country "$COUNTRY"}

@@ -220,7 +220,8 @@ def main(arguments: list[str] | None = None) -> Any:
     """Entry point: exit code 0 when done, 1 on a told error, 130 on Ctrl-C."""
     from greenllm.commands import add_step_commands
 
-    add_step_commands(app)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    add_step_commands(app, arguments)
     signal.signal(signal.SIGINT, _interrupted)
     try:
         app(args=arguments, standalone_mode=True)

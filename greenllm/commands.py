@@ -14,15 +14,11 @@ import typer
 STEPS = ("quantize",)  # names only: the CLI starts without torch; a test holds them equal to step_types()
 
 
-def add_step_commands(app: typer.Typer) -> None:
-    """Add one command a step; the step's class is imported when its command is asked for."""
-    import sys
-
-    known = {c.name for c in app.registered_commands}
+def add_step_commands(app: typer.Typer, arguments: list[str]) -> None:
+    """Add one command a step; the step's class is imported only when its command is asked for."""
+    app.registered_commands = [c for c in app.registered_commands if c.name not in STEPS]
     for name in STEPS:
-        if name in known:
-            continue
-        if name in sys.argv:
+        if name in arguments:
             from greenllm.recipe import step_types
 
             kind = step_types()[name]
