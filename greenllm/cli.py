@@ -39,6 +39,9 @@ CountryOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="replace the output if it exists")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
 
+PairsOption = Annotated[
+    Path | None, typer.Option(help="encoders: sentence pairs with a score (.csv, .tsv, .jsonl), for rank correlation")
+]
 EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long the bench measures")]
 
 
@@ -54,6 +57,7 @@ def compress(
     text: Annotated[Path | None, typer.Option(help="text for perplexity; default: Python's own documentation")] = None,
     country: CountryOption = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="measure before against after")] = True,
+    pairs: PairsOption = None,
     effort: EffortOption = "quick",
     threads: ThreadsOption = None,
     force: ForceOption = False,
@@ -70,7 +74,7 @@ def compress(
     out = out or pipeline.default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench)
-    options = {"text": text, "effort": effort, "threads": threads}
+    options = {"text": text, "pairs": pairs, "effort": effort, "threads": threads}
     with Bars(console) as bars:
         done = pipeline.execute(
             todo, out, source=model, country=country, bench=bench, bench_options=options, force=force, progress=bars
@@ -103,6 +107,7 @@ def bench(
     report: Annotated[Path | None, typer.Option(help="directory for report.html, report.md and report.json")] = None,
     text: Annotated[Path | None, typer.Option(help="text for perplexity; default: Python's own documentation")] = None,
     country: CountryOption = None,
+    pairs: PairsOption = None,
     effort: EffortOption = "quick",
     threads: ThreadsOption = None,
 ) -> None:
@@ -113,7 +118,16 @@ def bench(
 
     country = ask_country(country)
     with Bars(console) as bars:
-        results = room(models, text=text, country=country, effort=effort, threads=threads, report=report, progress=bars)
+        results = room(
+            models,
+            text=text,
+            pairs=pairs,
+            country=country,
+            effort=effort,
+            threads=threads,
+            report=report,
+            progress=bars,
+        )
     screen.print(table(results))
     if report:
         screen.print(f"Report: [bold]{escape(str(report / 'report.html'))}[/]", soft_wrap=True)
