@@ -35,9 +35,9 @@ demo/SmolLM2-135M-Instruct.gguf: | .venv/ready
 demo/smollm2-int4: demo/SmolLM2-135M-Instruct.gguf
 	$(BIN)/greenllm compress $< -o $@ --recipe int4 --target cpu $(if $(COUNTRY),--country $(COUNTRY))
 
-# The figures of the README: make figures MODEL=checkpoint TEXT=wikitext-2-test.txt CALIBRATION=text.jsonl
+# The figures of the README: make figures MODEL=checkpoint TEXT=wikitext-2-test.txt COUNTRY=DEU
 figures: .venv/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" bench/figures.sh $(MODEL) $(TEXT) $(CALIBRATION)
+	PATH="$(CURDIR)/$(BIN):$$PATH" COUNTRY=$(COUNTRY) bench/figures.sh $(MODEL) $(TEXT)
 
 # torch first and alone: with it in place nothing asks for another build of it.
 .venv/ready: pyproject.toml constraints.txt

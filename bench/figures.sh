@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The figures of the README: source, our int4 and int8, and the ORT-GenAI builder's own int4, in one run.
-#   bench/figures.sh CHECKPOINT TEXT [CALIBRATION]
+#   bench/figures.sh CHECKPOINT TEXT
 set -euo pipefail
-model=$1 text=$2 calibration=${3:-self}
+model=$1 text=$2
 out=${FIGURES:-out/figures}
 mkdir -p "$out"
-[ -d "$out/int4" ] || greenllm compress "$model" -o "$out/int4" --recipe int4 --calibration "$calibration" --no-bench
+[ -d "$out/int4" ] || greenllm compress "$model" -o "$out/int4" --recipe int4 --no-bench
 [ -d "$out/int8" ] || greenllm compress "$model" -o "$out/int8" --recipe int8 --no-bench
 [ -d "$out/ort-genai-int4" ] || python -m onnxruntime_genai.models.builder \
     -i "$model" -m "$model" -o "$out/ort-genai-int4" -p int4 -e cpu -c "$out/cache"
