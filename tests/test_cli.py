@@ -49,7 +49,7 @@ def test_every_field_of_a_step_is_an_option(capsys):
     ("arguments", "says"),
     [
         (["compress", "no/such/model", "--no-bench"], "no such"),
-        (["compress", "{llama}", "--recipe", "int5"], "Did you mean int4"),
+        (["compress", "{llama}", "--recipe", "int44"], "Did you mean int4"),
         (["compress", "{llama}", "--target", "toaster"], "no such target"),
         (["compress", "{llama}", "--country", "Atlantis"], "Atlantis"),
         (["compress", "{llama}", "--calibration", "{empty}", "--no-bench"], "nothing in it"),
