@@ -45,7 +45,7 @@ def bench(
     """Measure models side by side: quality, speed, size, energy and carbon.
 
     Args:
-        models: artifacts, checkpoint or ORT-GenAI directories, ``.gguf`` files or hub ids.
+        models: artifacts, checkpoint, ORT-GenAI or OpenVINO directories, ``.gguf`` files or hub ids.
         baseline: what the others are compared with; the first of ``models`` by default.
         names: of the models in the report; by default those of their directories.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
@@ -98,7 +98,7 @@ def bench(
             phases.score(session)
         compare.ratios(session)
         results = Results(
-            created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             baseline=session.rows[0].name,
             rows=session.rows,
             machine=here,

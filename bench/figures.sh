@@ -7,7 +7,6 @@ out=${FIGURES:-out/figures}
 mkdir -p "$out"
 [ -d "$out/int4" ] || greenllm compress "$model" -o "$out/int4" --recipe int4 --no-bench
 [ -d "$out/int8" ] || greenllm compress "$model" -o "$out/int8" --recipe int8 --no-bench
-[ -d "$out/ort-genai-int4" ] || python -m onnxruntime_genai.models.builder \
-    -i "$model" -m "$model" -o "$out/ort-genai-int4" -p int4 -e cpu -c "$out/cache"
+python -m greenllm.bench.peers "$model" --out "$out" --only ort-genai-int4
 greenllm bench "$model" "$out/int4" "$out/int8" "$out/ort-genai-int4" \
     --text "$text" --effort "${EFFORT:-quick}" --report "$out/report" ${COUNTRY:+--country "$COUNTRY"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from pathlib import Path
 from greenllm import artifact
 from greenllm.artifact import Artifact, Manifest
 from greenllm.bench.results import Provenance
+from greenllm.bench.runners import RUNNERS
 from greenllm.errors import GreenError
 
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
-_WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".gguf")
+_WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
 _ENGINES = {"onnx": "onnxruntime", "genai": "genai", "checkpoint": "torch", "model": "torch"}
+_PEERS = {"llamacpp": "llama_cpp", "openvino": "openvino"}  # engines of the extra "peers", and what they import
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,22 @@ class Target:
 def find(model: str | Path | Artifact) -> Target:
     """Find a model: an artifact (its deployable part), a directory, a ``.gguf`` file or a hub id.
 
+    A ``.gguf`` file is run by llama.cpp; ``torch:file.gguf`` runs its weights in torch. The name of any engine
+    may stand before a path in this way.
+
     Raises:
-        GreenError: nothing there, no model in it, or an artifact that is damaged.
+        GreenError: nothing there, no model in it, an artifact that is damaged, or an engine that is not installed.
     """
+    engine, colon, rest = str(model).partition(":")
+    found = dataclasses.replace(_find(rest), runner=engine) if colon and engine in RUNNERS else _find(model)
+    if (needed := _PEERS.get(found.runner)) and not importlib.util.find_spec(needed):
+        raise GreenError(
+            f"{model} is run by {found.runner}, which is not installed here.", 'pip install "greenllm[peers]"'
+        )
+    return found
+
+
+def _find(model: str | Path | Artifact) -> Target:
     path = model.path if isinstance(model, Artifact) else Path(model).expanduser()
     if artifact.is_artifact(path):
         whole = artifact.read(path)
@@ -51,9 +67,12 @@ def find(model: str | Path | Artifact) -> Target:
         manifest = part.manifest if part.manifest.steps else whole.manifest
         return Target(path.absolute().name, str(part.path), _ENGINES[part.kind], manifest)
     if path.is_dir():
+        files = list(path.glob("*.gguf"))
+        if len(files) == 1 and not (path / "config.json").is_file():
+            return Target(path.absolute().name, str(files[0].absolute()), "llamacpp")
         return Target(path.absolute().name, str(path.absolute()), _engine(path))
     if path.is_file() and path.suffix == ".gguf":
-        return Target(path.name, str(path.absolute()), "torch")
+        return Target(path.name, str(path.absolute()), "llamacpp")
     if not path.exists() and _HUB_ID.match(str(model)):
         return Target(str(model), str(model), "torch")
     raise GreenError(
@@ -98,11 +117,17 @@ def find_all(
     return unique
 
 
-def sizes(directory: Path, runner: str) -> tuple[int, int]:
+def sizes(directory: Path, target: Target) -> tuple[int, int]:
     """Bytes of all files of a model, and of its weights alone.
 
-    A checkpoint's folders are not counted: hub snapshots keep other formats of the same model there.
+    A checkpoint's folders are not counted: hub snapshots keep other formats of the same model there. A GGUF file
+    holds its tokenizer too, so its tensors are counted one by one.
     """
+    runner = target.runner
+    if runner == "llamacpp":
+        from gguf import GGUFReader
+
+        return Path(target.path).stat().st_size, sum(int(t.n_bytes) for t in GGUFReader(target.path).tensors)
     files = [p for p in (directory.glob("*") if runner == "torch" else directory.rglob("*")) if p.is_file()]
     if runner == "torch":
         files = [p for p in files if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")]
@@ -113,11 +138,14 @@ def sizes(directory: Path, runner: str) -> tuple[int, int]:
 def _engine(path: Path) -> str:
     if (path / "genai_config.json").is_file():
         return "genai"
+    if (path / "openvino_model.xml").is_file():
+        return "openvino"
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
         return "torch"
     if any(path.glob("*.onnx")):
         return "onnxruntime"
     raise GreenError(
-        f"{path} holds no model: no genai_config.json, no safetensors with a config.json, no .onnx file.",
+        f"{path} holds no model: no genai_config.json, no openvino_model.xml, no safetensors with a config.json, "
+        "no .onnx file, not one .gguf file.",
         "Give the directory that has one of them.",
     )

@@ -11,9 +11,7 @@ import tempfile
 import time
 from multiprocessing import Pipe
 from types import TracebackType
-from typing import Any
-
-from typing_extensions import Self
+from typing import Any, Self
 
 from greenllm.errors import GreenError
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from typing_extensions import Self
+from typing import Self
 
 from greenllm.bench import latency, texts
 from greenllm.bench.measurement import Measurement, counted
@@ -141,7 +140,7 @@ class Session:
         who.row.notes += who.info.notes
         note = "one start of process, libraries and model; files as the page cache had them"
         who.row.measurements["load"] = Measurement(value=took, unit="s", n=1, method="measured:clock", note=note)
-        total, weights = sizes(who.info.directory, who.target.runner)
+        total, weights = sizes(who.info.directory, who.target)
         who.row.measurements["disk"] = counted(total / 1e6, "MB", "all files that the model needs to run")
         base = self.live[0]
         if base.info.parameters and base.row is self.rows[0]:

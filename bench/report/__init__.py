@@ -14,7 +14,7 @@ from greenllm.errors import GreenError
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["table", "write_report"]
+__all__ = ["escape", "table", "write_report"]
 
 _CARDS = ("disk", "decode", "encode", "perplexity", "cosine", "memory", "energy_gross", "carbon_gross")
 _MARKS = {"better": "▲", "worse": "▼", "same": "=", "undecided": "≈", "unknown": ""}
@@ -56,7 +56,7 @@ def render(results: Results, template: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["md"] = _markdown
+    environment.filters["md"] = escape
     others = [row for row in results.rows if row.name != results.baseline]
     return environment.get_template(template).render(
         results=results,
@@ -144,7 +144,7 @@ def _cards(results: Results, row: Row) -> list[dict[str, str]]:
     return found
 
 
-def _markdown(text: object) -> str:
+def escape(text: object) -> str:
     """One line of plain text inside Markdown: no table, link, HTML or code of its own."""
     escaped = " ".join(str(text).split())
     for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*"),

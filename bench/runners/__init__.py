@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-RUNNERS = ("torch", "onnxruntime", "genai")
+RUNNERS = ("torch", "onnxruntime", "genai", "llamacpp", "openvino")
 
 
 @dataclass(frozen=True)
