@@ -59,7 +59,8 @@ def export(
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
             quantized = write(source, part, Path(work), found.accuracy_level, progress)
-        int8 = quantized is not None and found.accuracy_level == 4  # noqa: PLR2004 - ORT's name for int8
+        integers = quantized is not None and bool({"MatMulNBits", "DequantizeLinear"} & set(quantized.ops))
+        int8 = integers and found.accuracy_level == 4  # noqa: PLR2004 - ORT's name for int8
         progress.stage("comparing with the source", 1)
         checked = verify(source, part, kind, int8=int8)
         progress.advance()

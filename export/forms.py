@@ -4,8 +4,8 @@
 ``qdq``: DequantizeLinear of opset 21 with blocks along the inputs, then MatMul: plain ONNX, which
 ONNX Runtime fuses to MatMulNBits when it loads and TensorRT reads when it is symmetric.
 
-Scales lie on disk as fp16, as they were made; a Cast widens them, which the runtime does once, when
-it loads.
+Scales lie on disk as they were made, fp16 (fp32 from LLM.int8()); a Cast widens them, which the runtime
+does once, when it loads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
@@ -156,7 +157,7 @@ _TYPES = {
 }
 
 
-def blocks(packed: Packed, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8], int]:
+def blocks(packed: Packed, bits: int) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.uint8], int]:
     """Codes [N, K], scales and zero points [N, K / block] in a container of ``bits``, and the block size.
 
     A group that no kernel has (a whole row, say) is cut into blocks that repeat its scale. A symmetric
@@ -174,9 +175,9 @@ def blocks(packed: Packed, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.flo
     repeat = packed.group // block
     shift = 2 ** (bits - 1) - 2 ** (packed.bits - 1) if packed.symmetric else 0
     codes = packed.codes.numpy() + np.uint8(shift)
-    scales = packed.scales.half().numpy().repeat(repeat, axis=1)
+    scales = packed.scales if packed.scales.dtype == torch.float32 else packed.scales.half()
     zeros = packed.zeros.numpy().repeat(repeat, axis=1) + np.uint8(shift)
-    return codes, scales, zeros, block
+    return codes, scales.numpy().repeat(repeat, axis=1), zeros, block
 
 
 def squeeze(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper
-from typing_extensions import Self
 
 from greenllm.errors import GreenError
 

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from greenllm.errors import GreenError
-from greenllm.quantize.packed import Packed
+from greenllm.quantize.bnb import Blockwise
+from greenllm.quantize.packed import Packed, concatenate, select
 
+Quantized = Packed | Blockwise
 _CHUNK = 1 << 21  # weights hashed at a time: 16 MB of temporaries
 
 
 class PackedSource(Protocol):
     """What has packed weights: a :class:`greenllm.checkpoint.Checkpoint`."""
 
-    def packed(self) -> Iterator[tuple[str, Packed]]:
+    def packed(self) -> Iterator[tuple[str, Quantized]]:
         """Names and weights, one at a time."""
 
-    def read_packed(self, module: str) -> Packed:
+    def read_packed(self, module: str) -> Quantized:
         """The weight of one module."""
 
 
@@ -50,7 +52,7 @@ class Library:
     def __init__(self, source: PackedSource) -> None:
         self._source = source
         self.names: list[str] = []
-        self._specs: list[tuple[int, int, int, bool]] = []  # inputs, bits, group, symmetric
+        self._kinds: list[tuple[Any, ...]] = []
         hashes, linears, rows = [], [], []
         for name, packed in source.packed():
             found = _packed_hashes(packed)
@@ -58,7 +60,7 @@ class Library:
             linears.append(np.full(len(found), len(self.names)))
             rows.append(np.arange(len(found)))
             self.names.append(name)
-            self._specs.append((packed.shape[1], packed.bits, packed.group, packed.symmetric))
+            self._kinds.append(packed.kind)
         order = np.argsort(np.concatenate(hashes), kind="stable") if hashes else np.zeros(0, np.int64)
         self._hashes = np.concatenate([*hashes, np.zeros(0, np.uint64)])[order]
         self._linears = np.concatenate([*linears, np.zeros(0, np.int64)])[order]
@@ -89,40 +91,28 @@ class Library:
         return [self.names[i] for i in np.unique(self._linears[~self._seen])]
 
     def split(self, found: Rows) -> list[Rows]:
-        """Cut into runs of rows that have bits, group and symmetry in common."""
-        kinds = np.array([hash(s) for s in self._specs])[found.linears]
+        """Cut into runs of rows of one kind: bits, group and symmetry in common."""
+        kinds = np.array([hash(k) for k in self._kinds])[found.linears]
         cuts = np.flatnonzero(np.diff(kinds)) + 1
         return [Rows(a, b) for a, b in zip(np.split(found.linears, cuts), np.split(found.rows, cuts), strict=True)]
 
-    def gather(self, run: Rows) -> Packed:
+    def gather(self, run: Rows) -> Quantized:
         """The packed weight made of these rows, which must come from one run of :meth:`split`."""
         cuts = np.flatnonzero(np.diff(run.linears)) + 1
-        parts: list[Packed] = []
+        parts: list[Quantized] = []
         for linears, rows in zip(np.split(run.linears, cuts), np.split(run.rows, cuts), strict=True):
             whole = self._source.read_packed(self.names[int(linears[0])])
             at = torch.from_numpy(rows)
             in_order = len(rows) == whole.shape[0] and bool((np.diff(rows) == 1).all())
-            parts.append(whole if in_order else _select(whole, at))
-        if len(parts) == 1:
-            return parts[0]
-        first = parts[0]
-        return Packed(
-            torch.cat([p.codes for p in parts]), torch.cat([p.scales for p in parts]),
-            torch.cat([p.zeros for p in parts]), first.bits, first.group, first.symmetric,
-        )  # fmt: skip
+            parts.append(whole if in_order else select(whole, at))
+        return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
-def _select(whole: Packed, rows: torch.Tensor) -> Packed:
-    return Packed(whole.codes[rows], whole.scales[rows], whole.zeros[rows], whole.bits, whole.group, whole.symmetric)
-
-
-def _packed_hashes(packed: Packed) -> NDArray[np.uint64]:
+def _packed_hashes(packed: Quantized) -> NDArray[np.uint64]:
     """Hashes of the dequantized rows, without holding all of them."""
     n, k = packed.shape
     step = max(1, _CHUNK // k)
-    parts = [
-        _hashes(_select(packed, torch.arange(i, min(n, i + step))).dequantize().numpy()) for i in range(0, n, step)
-    ]
+    parts = [_hashes(select(packed, torch.arange(i, min(n, i + step))).dequantize().numpy()) for i in range(0, n, step)]
     return np.concatenate(parts)
 
 

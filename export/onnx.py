@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from greenllm.checkpoint import GENERATION, Checkpoint, copy_side_files, write_config
+from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.quantized import Quantized, quantize_graph
 from greenllm.progress import Progress
+from greenllm.save import copy_side_files, write_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

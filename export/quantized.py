@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from greenllm.errors import GreenError
+from greenllm.export.bnb4 import Bnb4
 from greenllm.export.forms import Form, NBits, Qdq, Stored
 from greenllm.export.graph import Weights, Writer
 from greenllm.export.matching import Library, PackedSource, Rows
 from greenllm.export.rotary import replace_tables
 from greenllm.export.uses import Use, find_uses
 from greenllm.progress import Progress, Silent
+from greenllm.quantize.bnb import Blockwise
 
 _DOMAIN = "com.microsoft"
 
@@ -129,13 +131,16 @@ class _Rewrite:
         stale = [v for v in model.graph.value_info if v.name in self.gone]
         for v in stale:
             model.graph.value_info.remove(v)
-        if self.form == "nbits" and all(o.domain != _DOMAIN for o in model.opset_import):
+        theirs = any(n.domain == _DOMAIN for n in nodes)
+        if theirs and all(o.domain != _DOMAIN for o in model.opset_import):
             model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
         self.writer.save(model)
 
     def _store(self, name: str, run: Rows, *, columns: bool) -> Stored:
         packed = self.library.gather(run)
         self.bits.append(packed.bits)
+        if isinstance(packed, Blockwise):
+            return Bnb4(self.writer, name, packed)
         if self.form == "nbits":
             return NBits(self.writer, name, packed, self.accuracy_level)
         return Qdq(self.writer, name, packed, columns=columns)
@@ -178,8 +183,8 @@ def _count(out: Path, names: list[str], rewrite: _Rewrite) -> Quantized:
     ops = Counter(n.op_type for n in model.graph.node)
     nbits = rewrite.form == "nbits"
     want = rewrite.expected["matmul"] + (0 if nbits else rewrite.expected["gather"])
-    have = ops["MatMulNBits"] if nbits else ops["DequantizeLinear"]
+    have = ops["MatMulBnb4"] + (ops["MatMulNBits"] if nbits else ops["DequantizeLinear"])
     if have != want or (nbits and ops["GatherBlockQuantized"] != rewrite.expected["gather"]):
         raise GreenError(f"{out} has {have} quantized operators where {want} were written.")
-    kinds = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear", "MatMul", "Gather")
+    kinds = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "DequantizeLinear", "MatMul", "Gather")
     return Quantized({k: ops[k] for k in kinds if ops[k]}, names, sorted(set(rewrite.bits)))

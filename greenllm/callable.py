@@ -9,9 +9,10 @@ from typing import Any
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
-    """Make calling ``module`` call ``function``, so that ``greenllm.bench(["a", "b"])`` works
-    whether or not the subpackage of the same name was imported before.
-    """  # noqa: D205
+    """Make calling ``module`` call ``function``.
+
+    So ``greenllm.bench(["a", "b"])`` works whether or not the subpackage of that name was imported before.
+    """
 
     class CallableModule(ModuleType):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:

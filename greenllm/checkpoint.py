@@ -1,4 +1,4 @@
-"""A checkpoint in Hugging Face's format, read lazily; dense, or packed in the GPTQ tensor layout."""
+"""A checkpoint in Hugging Face's format, read lazily; dense, or packed by GPTQ's or bitsandbytes' layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +17,16 @@ from torch import Tensor, nn
 from greenllm import artifact, source
 from greenllm.artifact import Source
 from greenllm.errors import GreenError
+from greenllm.quantize import bnb
 from greenllm.quantize.packed import BITS, Packed, from_gptq
+from greenllm.save import copy_side_files, write_config, write_shards
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
-_SIDE_FILES = ("*.json", "*.jinja", "*.model", "vocab*", "merges*", "1_Pooling/*")
-_PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_SHARD = 256 << 20  # bytes of weights held at a time
+_PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
+_MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
@@ -107,28 +107,36 @@ class Checkpoint:
         stored = self._stored(name)
         if stored is None:
             raise GreenError(f"{self.path}: the weight {name} is missing from the checkpoint.", "Download it again.")
-        value = self._read(stored).float()
+        value = self._read(stored)
+        if not value.is_floating_point():
+            raise GreenError(f"{self.path}: the weight {stored} holds {value.dtype} without its scales.")
+        value = value.float()
         if not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
             raise GreenError(f"{self.path}: the weight {stored} holds {bad} values that are NaN or infinite.")
         return value
 
-    def packed(self) -> Iterator[tuple[str, Packed]]:
+    def packed(self) -> Iterator[tuple[str, Packed | bnb.Blockwise]]:
         """Module names and packed weights, one at a time; nothing for a dense checkpoint."""
         for key in sorted(self._where):
-            if key.endswith(".qweight"):
-                module = key.removesuffix(".qweight")
-                yield module, self.read_packed(module)
+            for mark in _MARKS:
+                if key.endswith(mark):
+                    module = key.removesuffix(mark)
+                    yield module, self.read_packed(module)
 
-    def read_packed(self, module: str) -> Packed:
+    def read_packed(self, module: str) -> Packed | bnb.Blockwise:
         """The packed weight of one module.
 
         Raises:
             GreenError: its tensors or its entry in ``quantization_config`` do not fit together.
         """
-        bits, group, symmetric = spec_of(self.quantization or {}, module)
-        parts = {p: self._read(f"{module}.{p}") for p in _PARTS if f"{module}.{p}" in self._where}
+        config = self.quantization or {}
+        names = _PARTS[config["quant_method"]]
+        parts = {p: self._read(f"{module}.{p}") for p in names if f"{module}.{p}" in self._where}
         try:
+            if config["quant_method"] == "bitsandbytes":
+                return bnb.unpack(parts)
+            bits, group, symmetric = spec_of(config, module)
             return from_gptq(parts, bits, group, symmetric=symmetric)
         except (GreenError, KeyError, RuntimeError) as e:
             raise GreenError(f"{self.path}: the packed weight {module} is not valid: {_line(e)}") from e
@@ -192,11 +200,11 @@ class Checkpoint:
 
     def _packed_module(self, module: str) -> str | None:
         """The packed module that holds this one's weight; a tied embedding's is the head."""
-        if f"{module}.qweight" in self._where:
-            return module
-        if self.tied and module == self.embedding and f"{self.head}.qweight" in self._where:
-            return self.head
-        return None
+        stored = self._stored(f"{module}.weight")  # bitsandbytes keeps its bytes under the dense name
+        names = [module, *([stored.removesuffix(".weight")] if stored else [])]
+        if self.tied and module == self.embedding:
+            names.append(self.head)
+        return next((n for n in names for mark in _MARKS if f"{n}{mark}" in self._where), None)
 
     def _stored(self, name: str) -> str | None:
         """The checkpoint's key of a parameter: as it is, or under another prefix or an old name."""
@@ -246,57 +254,6 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return name, found
 
 
-def write_shards(out: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Write tensors into ``model*.safetensors`` of about 256 MB, with an index when there are several."""
-    from safetensors.torch import save_file
-
-    shards: list[list[str]] = []
-    held: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        save_file(held, out / f"shard-{len(shards)}.safetensors", {"format": "pt"})
-        shards.append(list(held))
-        held.clear()
-
-    for name, value in tensors:
-        held[name] = value.contiguous()
-        if sum(t.nbytes for t in held.values()) >= _SHARD:
-            flush()
-    if held:
-        flush()
-    if len(shards) == 1:
-        (out / "shard-0.safetensors").rename(out / "model.safetensors")
-        return
-    weight_map: dict[str, str] = {}
-    for i, keys in enumerate(shards):
-        final = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        (out / f"shard-{i}.safetensors").rename(out / final)
-        weight_map |= dict.fromkeys(keys, final)
-    artifact.write_atomic(out / "model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def write_config(out: Path, config: PretrainedConfig, quantization: dict[str, Any] | None) -> None:
-    """Write ``config.json``, with a ``quantization_config`` when there is one."""
-    data = config.to_diff_dict()
-    data.pop("quantization_config", None)
-    data["dtype"] = "float32"
-    if quantization:
-        data |= {"quantization_config": quantization, "tie_word_embeddings": False}
-    artifact.write_atomic(out / "config.json", json.dumps(data, indent=2, default=str) + "\n")
-
-
-def copy_side_files(source_dir: Path, out: Path) -> None:
-    """Copy tokenizer, templates and pooling; not weights, their index, the config or the manifest."""
-    for pattern in _SIDE_FILES:
-        for file in source_dir.glob(pattern):
-            made_anew = file.name in (artifact.MANIFEST, "config.json") or file.name.endswith(".index.json")
-            if made_anew and file.parent == source_dir:
-                continue
-            target = out / file.relative_to(source_dir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-
-
 def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     from transformers import AutoConfig
 
@@ -310,10 +267,10 @@ def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
             "Only architectures of the installed transformers are run; a checkpoint's own code never is.",
         ) from e
     quantization = raw.get("quantization_config")
-    if quantization is not None and quantization.get("quant_method") != "gptq":
+    if quantization is not None and quantization.get("quant_method") not in _PARTS:
         raise GreenError(
             f"{file}: weights quantized by {quantization.get('quant_method')!r} are not read here.",
-            "Start from the dense checkpoint, or from one in the GPTQ layout.",
+            "Start from the dense checkpoint, or from one in the layout of GPTQ or bitsandbytes.",
         )
     if hasattr(config, "quantization_config"):
         del config.quantization_config

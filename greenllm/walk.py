@@ -58,7 +58,8 @@ class Walk:
         done = self._resume()
         self._record()
         if done:
-            self.hidden = list(load_file(self.state / f"hidden-{done}.safetensors").values())
+            stored = load_file(self.state / f"hidden-{done}.safetensors")
+            self.hidden = [stored[name] for name in sorted(stored)]
             progress.advance(done)
         for i in range(done, len(self.blocks)):
             block = self.blocks[i]

@@ -11,8 +11,9 @@ from conftest import make_llama
 from safetensors.torch import load_file, save_file
 
 from greenllm import calibration, source
-from greenllm.checkpoint import blocks_of, open_checkpoint, write_shards
+from greenllm.checkpoint import blocks_of, open_checkpoint
 from greenllm.errors import GreenError
+from greenllm.save import write_shards
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_encoder_weights_under_a_prefix_are_found(bert, tmp_path):
 
 
 def test_sharded_checkpoints(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("greenllm.checkpoint._SHARD", 20_000)
+    monkeypatch.setattr("greenllm.save._SHARD", 20_000)
     path = shutil.copytree(llama, tmp_path / "s")
     tensors = load_file(path / "model.safetensors")
     (path / "model.safetensors").unlink()
