@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-STEPS = ("quantize",)  # names only: the CLI starts without torch; a test holds them equal to step_types()
+# Names only: the CLI starts without torch; a test holds them equal to step_types().
+STEPS = ("quantize", "mixed", "bitsandbytes")
 
 
 def add_step_commands(app: typer.Typer, arguments: list[str]) -> None:

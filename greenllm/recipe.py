@@ -53,9 +53,11 @@ class Recipe(BaseModel):
 @functools.cache
 def step_types() -> dict[str, type[Step]]:
     """Every kind of step by its name in a recipe."""
+    from greenllm.quantize.bnb_step import BitsAndBytes
+    from greenllm.quantize.mixed import Mixed
     from greenllm.quantize.step import Quantize
 
-    return {t.name: t for t in (Quantize,)}
+    return {t.name: t for t in (Quantize, Mixed, BitsAndBytes)}
 
 
 def builtin() -> list[str]:

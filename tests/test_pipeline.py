@@ -13,13 +13,22 @@ import yaml
 from conftest import make_bert, make_llama
 
 import greenllm
-from greenllm import artifact, pipeline, recipe
+from greenllm import artifact, pipeline, quality, recipe
+from greenllm.bench import Effort
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.progress import Silent
 
 SMALL = {
     "calibration": {"source": "self", "samples": 4, "length": 32},
     "steps": [{"quantize": {"bits": 4, "group": 32, "head_bits": 8, "head_group": 32}}],
 }
+
+# The least bench that still measures quality.
+BENCH = {
+    "prompt_tokens": 8, "answer_tokens": 4, "window": 64, "energy": False,
+    "effort": Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -216,3 +225,43 @@ def test_steps_alone_make_a_checkpoint(tmp_path):
     assert found.kind == "checkpoint"
     artifact.open_verified(tmp_path / "q")
     assert greenllm.export(tmp_path / "q", tmp_path / "x").kind == "genai"
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_past_the_allowed_loss_it_says_so_or_fails(tmp_path, small_recipe):
+    make_llama(tmp_path / "m", vocab=300)
+    noting = Notes()
+    options = {"bench_options": BENCH, "max_loss": 0.5, "progress": noting}
+    found = greenllm.compress(tmp_path / "m", tmp_path / "warn", small_recipe, **options)
+    assert any("WARNING. It lost too much" in n for n in noting.notes)
+    assert 0.5 < quality.loss_of(found) < 5
+    with pytest.raises(quality.TooLossy, match="lost too much"):
+        quality.check_loss(found, 0.5, "fail", noting)
+    noting.notes.clear()
+    quality.check_loss(found, 5.0, "fail", noting)
+    assert not noting.notes
+
+
+def test_a_budget_goes_to_the_mixed_step(tmp_path):
+    make_llama(tmp_path / "m", vocab=300)
+    todo = pipeline.plan(tmp_path / "m", bits=6)
+    assert todo.recipe.name == "mixed"
+    assert todo.recipe.steps[0].bits == 6
+    assert pipeline.plan(tmp_path / "m", size=0.2).recipe.steps[0].size == 0.2
+    with pytest.raises(GreenError, match="no mixed step"):
+        pipeline.plan(tmp_path / "m", "int4", bits=6)
+
+
+def test_a_tied_head_left_alone_stays_tied_for_every_reader(tmp_path):
+    made = recipe.parse(yaml.safe_dump({"steps": [{"quantize": {"method": "rtn", "head_bits": 0}}]}), "s")
+    done = pipeline.run_steps(make_llama(tmp_path / "m"), tmp_path / "out", made)
+    assert Checkpoint(done.path, []).tied
+    (done.path / "greenllm.json").unlink()
+    assert Checkpoint(done.path, []).tied

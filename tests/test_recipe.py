@@ -37,9 +37,9 @@ def test_every_option_is_documented():
     ("text", "says", "fix"),
     [
         (with_step(bitz=4), r"steps\[0\]\.quantize\.bitz: no such key", "Did you mean bits"),
-        (with_step(bits=5), r"bits = 5: Input should be 3, 4 or 8", ""),
+        (with_step(bits=5), r"bits = 5: Input should be 2, 3, 4 or 8", ""),
         (with_step(bits="four"), r"bits = 'four'", ""),
-        (with_step(method="magic"), r"method = 'magic': Input should be 'gptq' or 'rtn'", ""),
+        (with_step(method="magic"), r"method = 'magic': Input should be 'gptq', 'rtn' or 'hqq'", ""),
         (with_step(damp=-1), r"damp = -1", ""),
         (with_step(group=-7), r"group = -7", ""),
         ("steps: [{squeeze: {}}]", "no step is called 'squeeze'", "Allowed: quantize"),

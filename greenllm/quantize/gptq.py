@@ -13,14 +13,17 @@ from torch import Tensor
 from greenllm.errors import GreenError
 from greenllm.quantize.grid import Grid, as_packed, expand, fit
 from greenllm.quantize.packed import Packed, concatenate
+from greenllm.quantize.quantease import descend
 from greenllm.quantize.rtn import round_onto
 
 _BLOCK = 64
 _ROWS = 8192
 
 
-def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: bool = True, refit: bool = True) -> Packed:
+def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: bool = True, polish: int = 1) -> Packed:
     """Round a weight column by column, spreading each column's error over those still to come.
+
+    Afterwards scales are solved for with the codes held, and codes improved with the scales held, in turns.
 
     Args:
         W: float32 [N, K].
@@ -28,49 +31,53 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: boo
         grid: bits, group, symmetry.
         damp: added to the diagonal of H, as a part of its mean; raised tenfold until H can be factored.
         act_order: round inputs in the order of falling H[i, i].
-        refit: afterwards, solve for the scales that are best in the norm of H, codes kept.
+        polish: how many such turns; 0 leaves GPTQ's own result.
 
     Returns:
-        The packed weight; never worse in the norm of H than rounding to nearest on the same grid.
+        The packed weight; in the norm of the damped H never worse than rounding to nearest on the same grid.
 
     Raises:
         GreenError: H is not finite.
     """
     if not torch.isfinite(H).all():
         raise GreenError("The calibration inputs of a layer hold NaN or infinity; it cannot be quantized on them.")
-    diagonal = H.diagonal().clone()
-    dead = diagonal == 0  # inputs that were never on: their error costs nothing and must not spread
-    Hd = H.clone()
-    Hd[dead, dead] = 1
-    order = torch.argsort(diagonal, descending=True) if act_order else torch.arange(len(diagonal))
-    U = _upper_inverse(Hd[order][:, order], damp)
+    order = torch.argsort(H.diagonal(), descending=True) if act_order else torch.arange(len(H))
+    H, U = factored(H, order, damp)
     # Rows do not know of each other, so a tall weight (a head) is done in slices to save memory.
-    return concatenate([_rows(w, H, U, order, grid, refit=refit) for w in W.split(_ROWS)])
+    return concatenate([_rows(w, H, U, order, grid, polish) for w in W.split(_ROWS)])
 
 
-def _rows(W: Tensor, H: Tensor, U: Tensor, order: Tensor, grid: Grid, *, refit: bool) -> Packed:
+def _rows(W: Tensor, H: Tensor, U: Tensor, order: Tensor, grid: Grid, polish: int) -> Packed:
     scales, zeros = fit(W, grid, H.diagonal())
     nearest = round_onto(W, scales, zeros, grid)
     S, Z = (t[:, order] for t in expand(scales, zeros, grid.size(W.shape[1])))
     codes = torch.empty_like(nearest.codes)
     codes[:, order] = _sweep(W[:, order], U, S, Z, grid.top)
     found = as_packed(codes, scales, zeros, grid)
-    if refit:
+    for _ in range(polish):
+        found = descend(W, H, refit_scales(W, H, found))
+    if polish:
         found = refit_scales(W, H, found)
     worse = error_in(H, W, found) > error_in(H, W, nearest)
     return _take_rows(nearest, found, worse)
 
 
-def _upper_inverse(H: Tensor, damp: float) -> Tensor:
-    """Upper Cholesky factor of H's inverse (the paper's step 3), [K, K]."""
+def factored(H: Tensor, order: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+    """H with its diagonal raised until it can be factored, and in ``order`` the factor of its inverse.
+
+    Returns:
+        The damped H [K, K], and the upper Cholesky factor (the paper's step 3) of the inverse of
+        ``H[order][:, order]``. An input that was never on gets a curvature of its own, which spreads nothing.
+    """
     mean = H.diagonal().mean()
-    eye = torch.eye(len(H))
+    eye = torch.eye(len(H)) * (mean if mean > 0 else 1.0)
     while True:
-        L, info = torch.linalg.cholesky_ex(H + damp * mean * eye)
+        raised = H + damp * eye
+        L, info = torch.linalg.cholesky_ex(raised[order][:, order])
         if info == 0:
             upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
             if info == 0:
-                return upper
+                return raised, upper
         damp *= 10
 
 

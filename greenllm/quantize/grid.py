@@ -53,13 +53,14 @@ class Grid:
         return group
 
 
-def fit(W: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def fit(W: Tensor, grid: Grid, importance: Tensor | None = None, *, shrink: Tensor = _SHRINK) -> tuple[Tensor, Tensor]:
     """Scales and zero points with the least weighted squared error, by search over shrunken ranges.
 
     Args:
         W: float32 [N, K].
         grid: bits, group and symmetry.
         importance: float32 [K], weight of each input's error (the Hessian's diagonal); ones if None.
+        shrink: parts of the full range that are tried.
 
     Returns:
         scales fp16 [N, G] and zero points uint8 [N, G].
@@ -69,17 +70,17 @@ def fit(W: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor
     weight = torch.ones(k) if importance is None else importance.float().clamp_min(1e-12)
     rows = max(1, _CHUNK // k)
     parts = [
-        _fit_rows(W[i : i + rows].view(-1, k // group, group), grid, weight.view(1, -1, group))
+        _fit_rows(W[i : i + rows].view(-1, k // group, group), grid, weight.view(1, -1, group), shrink)
         for i in range(0, n, rows)
     ]
     return torch.cat([s for s, _ in parts]), torch.cat([z for _, z in parts])
 
 
-def _fit_rows(w: Tensor, grid: Grid, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _fit_rows(w: Tensor, grid: Grid, weight: Tensor, shrink: Tensor) -> tuple[Tensor, Tensor]:
     best = torch.full(w.shape[:2], torch.inf)
     scales = torch.ones(w.shape[:2], dtype=torch.float16)
     zeros = torch.full(w.shape[:2], (grid.top + 1) // 2, dtype=torch.uint8)
-    for s, z in _candidates(w, grid):
+    for s, z in _candidates(w, grid, shrink):
         s16 = _to_fp16(s)
         code = (w / s16.float()[..., None]).round_().add_(z[..., None]).clamp_(0, grid.top)
         code.sub_(z[..., None]).mul_(s16.float()[..., None]).sub_(w)
@@ -91,11 +92,12 @@ def _fit_rows(w: Tensor, grid: Grid, weight: Tensor) -> tuple[Tensor, Tensor]:
     return scales, zeros
 
 
-def _candidates(w: Tensor, grid: Grid) -> list[tuple[Tensor, Tensor]]:
+def _candidates(w: Tensor, grid: Grid, shrink: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Ranges worth trying: (scale, zero point), each [n, G]."""
     low, high = w.amin(-1), w.amax(-1)
     half = (grid.top + 1) // 2
-    shrink = _SHRINK if grid.bits < 8 else _SHRINK[:1]  # noqa: PLR2004 - a byte has levels to spare
+    if grid.bits == 8:  # noqa: PLR2004 - a byte has levels to spare
+        shrink = shrink[:1]
     if not grid.symmetric:
         low, high = low.clamp_max(0), high.clamp_min(0)
         ends = (

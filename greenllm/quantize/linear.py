@@ -62,7 +62,7 @@ class Moments:
                     return
                 self._seen.append((name, x))
                 self.H[name] = torch.zeros(x.shape[-1], x.shape[-1])
-            rows = x.reshape(-1, x.shape[-1]).float()
+            rows = x.detach().reshape(-1, x.shape[-1]).float()
             self.H[name].addmm_(rows.T, rows)
 
         return add

@@ -13,7 +13,9 @@ It is read by transformers, vLLM, the ORT-GenAI builder and TensorRT Edge-LLM.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,12 +26,32 @@ BITS = (2, 3, 4, 8)
 
 
 @dataclass
-class Packed:
+class Rowwise(ABC):
+    """A quantized weight of N outputs and K inputs; each tensor among its fields has one row an output."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """The weight it stands for: float32 [N, K]."""
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What weights have in common whose rows can be put together."""
+        rest = (getattr(self, f.name) for f in fields(self))
+        return (type(self).__name__, self.shape[1], *(v for v in rest if not isinstance(v, Tensor)))
+
+
+@dataclass
+class Packed(Rowwise):
     """A quantized weight of N outputs and K inputs: ``w = (code - zero) * scale``.
 
     Attributes:
         codes: uint8 [N, K], each below 2**bits.
-        scales: fp16 [N, G]; G groups of ``group`` neighbouring inputs.
+        scales: fp16 (fp32 from LLM.int8()) [N, G]; G groups of ``group`` neighbouring inputs.
         zeros: uint8 [N, G], each below 2**bits; 2**(bits-1) throughout when ``symmetric``.
         bits: 2, 3, 4 or 8.
         group: inputs that share a scale; K when one scale serves a whole row.
@@ -60,13 +82,19 @@ class Packed:
         return self.bits + overhead / self.group
 
 
-def concatenate(parts: list[Packed]) -> Packed:
-    """One weight of the rows of several that share a grid."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    codes, scales, zeros = (torch.cat([getattr(p, f) for p in parts]) for f in ("codes", "scales", "zeros"))
-    return Packed(codes, scales, zeros, first.bits, first.group, first.symmetric)
+R = TypeVar("R", bound=Rowwise)
+
+
+def concatenate(parts: list[R]) -> R:
+    """One weight of the rows of several of one :attr:`Rowwise.kind`."""
+    columns = {f.name: [getattr(p, f.name) for p in parts] for f in fields(parts[0])}
+    return type(parts[0])(**{n: torch.cat(v) if isinstance(v[0], Tensor) else v[0] for n, v in columns.items()})
+
+
+def select(weight: R, rows: Tensor) -> R:
+    """The weight of some rows, int64 [M], of another."""
+    values = {f.name: getattr(weight, f.name) for f in fields(weight)}
+    return type(weight)(**{n: v[rows] if isinstance(v, Tensor) else v for n, v in values.items()})
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

@@ -1,0 +1,212 @@
+"""Quantize a checkpoint on given grids: walk its blocks, round their linears, pack, save."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from greenllm import __version__
+from greenllm.checkpoint import Checkpoint, blocks_of
+from greenllm.errors import GreenError
+from greenllm.quantize.awq import scale_block
+from greenllm.quantize.gptq import error_in, gptq
+from greenllm.quantize.grid import Grid
+from greenllm.quantize.hqq import hqq
+from greenllm.quantize.linear import Moments, linears, set_weight, weight_of
+from greenllm.quantize.packed import Packed, to_gptq
+from greenllm.quantize.rtn import round_to_nearest
+from greenllm.save import copy_side_files, write_config, write_shards
+from greenllm.step import Context
+from greenllm.walk import Walk
+
+_BATCH_TOKENS = 2048
+_LOSS = ".loss"
+_LOOKUP = 0.1  # weight of a tied matrix's plain error as an embedding, beside its error as a head
+
+Grids = dict[str, Grid]  # by module name; a tied embedding goes by its head's
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a weight is put onto its grid; the fields are those of the step."""
+
+    method: str
+    damp: float
+    act_order: bool
+    awq: bool = False
+    polish: int = 1
+
+    def __call__(self, W: Tensor, H: Tensor | None, grid: Grid) -> Packed:
+        """Round W [N, K]; H [K, K] is None for an embedding and where there is no data."""
+        if self.method == "hqq":
+            return hqq(W, grid)
+        if self.method == "rtn" or H is None:
+            return round_to_nearest(W, grid, None if H is None else H.diagonal())
+        polish = 0 if grid.bits == 8 else self.polish  # noqa: PLR2004 - a byte's rounding costs nothing to speak of
+        return gptq(W, H, grid, damp=self.damp, act_order=self.act_order, polish=polish)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs H."""
+        return self.method == "gptq" or self.awq
+
+
+def quantizable(checkpoint: Checkpoint) -> tuple[dict[str, nn.Module], list[str]]:
+    """What there is to quantize: the linears of the blocks by full name (on meta), and embedding and head.
+
+    Embedding and head are named once, as the head, if they are one matrix.
+    """
+    model = checkpoint.skeleton()
+    prefix, blocks = blocks_of(model)
+    inside = {f"{prefix}.{name}": layer for name, layer in linears(blocks).items()}
+    outside = [checkpoint.head] if checkpoint.tied else [m for m in (checkpoint.embedding, checkpoint.head) if m]
+    return inside, outside
+
+
+def check_grids(checkpoint: Checkpoint, grids: Grids, options: dict[str, str] | None = None) -> None:
+    """Refuse weights that are integers already and group sizes that do not divide, by layer name.
+
+    Args:
+        checkpoint: what is to be quantized.
+        grids: the grid of each module.
+        options: the option that sets a module's group, where it is not ``group``.
+    """
+    if checkpoint.quantized:
+        raise GreenError(f"{checkpoint.path} is quantized already.", "Start from the checkpoint it was made of.")
+    model = checkpoint.skeleton()
+    for name, grid in grids.items():
+        k = weight_of(model.get_submodule(name)).shape[1]
+        try:
+            grid.size(k)
+        except GreenError as e:
+            fix = e.fix.replace("--group", f"--{(options or {}).get(name, 'group')}")
+            raise GreenError(f"{name}: {e.what}", fix) from e
+        if k * grid.bits % 32:
+            raise GreenError(
+                f"{name}: {k} inputs of {grid.bits} bits do not fill whole 32-bit words of the GPTQ layout.",
+                "Choose other bits, or prune to a multiple of 32.",
+            )
+
+
+def batches(ids: Tensor) -> list[Tensor]:
+    """Samples [count, length] in batches of one shape; what does not fill the last one is left out."""
+    rows = max(1, min(len(ids), _BATCH_TOKENS // ids.shape[1]))
+    return list(ids[: len(ids) // rows * rows].split(rows))
+
+
+class Quantizer:
+    """One run over a checkpoint.
+
+    Args:
+        checkpoint: dense.
+        grids: the grid of each module; modules without one stay as they are.
+        rounding: how.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, grids: Grids, rounding: Rounding) -> None:
+        self.checkpoint, self.grids, self.rounding = checkpoint, grids, rounding
+        self.outside = [name for name in quantizable(checkpoint)[1] if name in grids]
+        ((self.common, _),) = Counter(g for n, g in grids.items() if n not in self.outside).most_common(1)
+
+    def run(self, out: Path, context: Context) -> dict[str, Any]:
+        """Write a checkpoint in the GPTQ tensor layout into ``out``; returns what the manifest keeps."""
+        calibrated = self.rounding.calibrated
+        ids = context.samples() if calibrated else torch.zeros(1, 8, dtype=torch.int64)
+        walk = Walk(self.checkpoint, [{"input_ids": b} for b in batches(ids)], context.work)
+        context.progress.stage(f"quantizing {len(walk.blocks)} blocks", len(walk.blocks))
+        walk.run(self._block, context.progress)
+        copy_side_files(self.checkpoint.path, out)
+        write_shards(out, self._tensors(walk))
+        write_config(out, self.checkpoint.config, self._quantization_config())
+        losses = {n.removesuffix(_LOSS): float(t) for n, t in walk.tensors() if n.endswith(_LOSS)}
+        return _summary(self.checkpoint, losses)
+
+    def _block(self, name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str, Tensor]:
+        layers = {n: m for n, m in linears(block).items() if f"{name}.{n}" in self.grids}
+        # AWQ looks at one grid a block; the readers of one tensor share theirs in any case
+        kept = scale_block(name, block, forward, self.common) if self.rounding.awq else {}
+        moments = Moments(layers)
+        if self.rounding.calibrated:
+            with moments.watching():
+                forward()
+        for short, layer in layers.items():
+            full, W = f"{name}.{short}", weight_of(layer).contiguous()
+            H = moments.of(short) if self.rounding.calibrated else None
+            try:
+                packed = self.rounding(W, H, self.grids[full])
+            except GreenError as e:
+                raise GreenError(f"{full}: {e.what}", e.fix) from e
+            kept[f"{full}{_LOSS}"] = _loss(W, packed, H)
+            set_weight(layer, packed.dequantize())
+            kept |= {f"{full}.{part}": t for part, t in to_gptq(packed).items()}
+        return kept
+
+    def _head_moments(self, walk: Walk) -> dict[str, Tensor]:
+        """H of the head's inputs after the quantized blocks. An embedding alone has none: it is looked up."""
+        head = self.checkpoint.head
+        if not self.rounding.calibrated or head not in self.outside:
+            return {}
+        H = torch.stack([x.T @ x for x in walk.head_inputs(walk.model.get_submodule(head))]).sum(0)
+        if self.checkpoint.tied:
+            H += _LOOKUP * H.diagonal().mean() * torch.eye(len(H))
+        return {head: H}
+
+    def _tensors(self, walk: Walk) -> Iterator[tuple[str, Tensor]]:
+        checkpoint, done = self.checkpoint, set[str]()
+        moments = self._head_moments(walk)
+        for name, tensor in walk.tensors():
+            if not name.endswith(_LOSS):
+                done |= {name, name.rpartition(".")[0] + ".weight"}
+                yield name, tensor
+        for module in self.outside:
+            source = checkpoint.embedding if checkpoint.tied else module
+            packed = self.rounding(checkpoint.tensor(f"{source}.weight"), moments.get(module), self.grids[module])
+            for part, tensor in to_gptq(packed).items():
+                yield f"{module}.{part}", tensor
+            done.add(f"{module}.weight")
+            if source == checkpoint.embedding:
+                # No reader of the GPTQ layout knows a packed embedding: others get it as fp16.
+                done.add(f"{source}.weight")
+                yield f"{source}.weight", packed.dequantize().half()
+        for name in checkpoint.names():
+            if name not in done:
+                yield name, checkpoint.tensor(name)
+
+    def _quantization_config(self) -> dict[str, Any]:
+        """What other readers of the layout look for, in GPTQModel's words."""
+        other = {n: g for n, g in self.grids.items() if g != self.common or n in self.outside}
+        return {
+            "quant_method": "gptq", "checkpoint_format": "gptq", **_words(self.common), "desc_act": False,
+            "static_groups": True, "true_sequential": False, "damp_percent": self.rounding.damp,
+            "lm_head": self.checkpoint.head in self.outside,
+            "dynamic": {f"+:^{re.escape(n)}$": _words(g) for n, g in other.items()},
+            "meta": {"quantizer": [f"greenllm:{__version__}"]},
+        }  # fmt: skip
+
+
+def _words(grid: Grid) -> dict[str, Any]:
+    return {"bits": grid.bits, "group_size": grid.group, "sym": grid.symmetric}
+
+
+def _summary(checkpoint: Checkpoint, losses: dict[str, float]) -> dict[str, Any]:
+    worst = sorted(losses.items(), key=lambda x: -x[1])[:5]
+    return {
+        "tied": checkpoint.tied,
+        "layers": len(losses),
+        "mean_relative_error": sum(losses.values()) / max(1, len(losses)),
+        "worst_layers": {n: round(v, 6) for n, v in worst},
+    }
+
+
+def _loss(W: Tensor, packed: Packed, H: Tensor | None) -> Tensor:
+    """Squared output error over squared output; of the weights where there is no H."""
+    if H is None:
+        return (packed.dequantize() - W).square().sum() / W.square().sum().clamp_min(1e-12)
+    return error_in(H, W, packed).sum() / ((W @ H) * W).sum().clamp_min(1e-12)
