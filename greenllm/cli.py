@@ -50,7 +50,11 @@ def compress(
     model: ModelArg,
     out: OutOption = None,
     target: TargetOption = "cpu",
-    recipe: Annotated[str, typer.Option(help="built-in name or YAML file; `greenllm recipes` lists them")] = "int4",
+    recipe: Annotated[
+        str | None, typer.Option(help="built-in name or YAML file; default: int4, or mixed where there is a budget")
+    ] = None,
+    bits: Annotated[float | None, typer.Option(help="budget for mixed precision: bits a weight, all included")] = None,
+    size: Annotated[float | None, typer.Option(help="the same in MB of weights")] = None,
     calibration: Annotated[
         str | None, typer.Option(help="self, a .txt or .jsonl file, or a hub data set; default: the recipe's")
     ] = None,
@@ -59,6 +63,10 @@ def compress(
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="measure before against after")] = True,
     pairs: PairsOption = None,
     effort: EffortOption = "quick",
+    max_loss: Annotated[
+        float, typer.Option(min=1, help="most that the bench may find: perplexity over the source's")
+    ] = 1.25,
+    on_loss: Annotated[Literal["warn", "fail"], typer.Option(help="what to do past it; fail exits with 1")] = "warn",
     threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -70,15 +78,16 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = pipeline.plan(model, recipe, target, calibration=calibration)
+    todo = pipeline.plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
     out = out or pipeline.default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench)
     options = {"text": text, "pairs": pairs, "effort": effort, "threads": threads}
     with Bars(console) as bars:
         done = pipeline.execute(
-            todo, out, source=model, country=country, bench=bench, bench_options=options, force=force, progress=bars
-        )
+            todo, out, source=model, country=country, bench=bench, bench_options=options,
+            max_loss=max_loss, on_loss=on_loss, force=force, progress=bars,
+        )  # fmt: skip
     say_result(screen, done)
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from greenllm import artifact
 from greenllm.artifact import Artifact, Energy, Manifest, StepRecord
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
-from greenllm.recipe import Recipe, load
+from greenllm.quality import MAX_LOSS, check_loss
+from greenllm.recipe import Recipe, load, make_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +40,23 @@ class Plan:
 
 
 def plan(
-    model: str | Path, recipe: str | Path | Recipe = "int4", target: str = "cpu", *, calibration: str | None = None
+    model: str | Path,
+    recipe: str | Path | Recipe | None = None,
+    target: str = "cpu",
+    *,
+    calibration: str | None = None,
+    bits: float | None = None,
+    size: float | None = None,
 ) -> Plan:
     """Open the model, validate recipe and target, and estimate time and peak memory.
+
+    Args:
+        model: see :func:`compress`, as all others.
+        recipe: None stands for "mixed" where there is a budget, else for "int4".
+        target: what it will run on.
+        calibration: overrides the recipe's source of samples.
+        bits: budget of the recipe's ``mixed`` step, bits a weight.
+        size: the same in MB.
 
     Raises:
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
@@ -48,7 +64,10 @@ def plan(
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export.targets import load_target
 
+    if recipe is None:
+        recipe = "int4" if bits is None and size is None else "mixed"
     found = recipe if isinstance(recipe, Recipe) else load(recipe)
+    _set_budget(found, bits, size)
     if calibration is not None:
         found.calibration.source = calibration
     load_target(target)
@@ -65,13 +84,17 @@ def plan(
 def compress(
     model: str | Path,
     out: str | Path | None = None,
-    recipe: str | Path | Recipe = "int4",
+    recipe: str | Path | Recipe | None = None,
     target: str = "cpu",
     *,
+    bits: float | None = None,
+    size: float | None = None,
     calibration: str | None = None,
     country: str | None = None,
     bench: bool = True,
     bench_options: dict[str, Any] | None = None,
+    max_loss: float = MAX_LOSS,
+    on_loss: Literal["warn", "fail"] = "warn",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -80,12 +103,18 @@ def compress(
     Args:
         model: hub id, checkpoint directory, ``.gguf`` file or checkpoint artifact.
         out: directory to make; default: the model's name with recipe and target.
-        recipe: a built-in name, a YAML file, or a :class:`greenllm.recipe.Recipe`.
+        recipe: a built-in name, a YAML file, or a :class:`greenllm.recipe.Recipe`; default "int4", or "mixed"
+            where ``bits`` or ``size`` is given.
         target: what it will run on; see ``greenllm targets``.
+        bits: budget for mixed precision, bits a weight over everything.
+        size: the same as MB of weights.
         calibration: overrides the recipe's source of samples.
         country: ISO code of the grid for gCO2e; without it energy is given in kWh alone.
         bench: measure source and result and write the report.
         bench_options: further arguments of :func:`greenllm.bench`.
+        max_loss: what the bench may find of loss before it is told loudly: perplexity over the source's, or for
+            an encoder 1 over the mean cosine to the source's embeddings.
+        on_loss: past it "warn", or "fail": raise :class:`greenllm.quality.TooLossy`; the artifact and report stay.
         force: replace ``out``.
         progress: told about every stage.
 
@@ -96,10 +125,10 @@ def compress(
         GreenError: bad input, or a limit of the machine; nothing lies under ``out`` then, and the
             same call goes on where it stopped.
     """
-    todo = plan(model, recipe, target, calibration=calibration)
+    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
     return execute(
         todo, out or default_out(model, todo), source=model, country=country, bench=bench,
-        bench_options=bench_options, force=force, progress=progress,
+        bench_options=bench_options, max_loss=max_loss, on_loss=on_loss, force=force, progress=progress,
     )  # fmt: skip
 
 
@@ -111,6 +140,8 @@ def execute(
     country: str | None = None,
     bench: bool = True,
     bench_options: dict[str, Any] | None = None,
+    max_loss: float = MAX_LOSS,
+    on_loss: Literal["warn", "fail"] = "warn",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -127,7 +158,10 @@ def execute(
             export_room(checkpoint.path, deploy, target=todo.target, force=True, progress=progress)
         if bench:
             _bench(todo, part, source, country, bench_options or {}, progress)
-        return _finish(part, Path(out), checkpoint)
+        done = _finish(part, Path(out), checkpoint)
+    if bench:
+        check_loss(done, max_loss, on_loss, progress)
+    return done
 
 
 def run_steps(
@@ -156,6 +190,18 @@ def default_out(model: str | Path, todo: Plan) -> Path:
     """``<model>-<recipe>-<target>`` in the current directory."""
     name = Path(str(model)).name.removesuffix(".gguf")
     return Path(f"{name}-{todo.recipe.name}-{todo.target}".replace("/", "-"))
+
+
+def _set_budget(recipe: Recipe, bits: float | None, size: float | None) -> None:
+    """Put a budget given beside the recipe into its ``mixed`` step."""
+    given = {k: v for k, v in (("bits", bits), ("size", size)) if v is not None}
+    if not given:
+        return
+    for i, step in enumerate(recipe.steps):
+        if step.name == "mixed":
+            recipe.steps[i] = make_step("mixed", dataclasses.asdict(step) | given, f"--{next(iter(given))}")
+            return
+    raise GreenError(f"The recipe {recipe.name} has no mixed step to give a budget to.", "Use --recipe mixed.")
 
 
 def _begin(part: Path, todo: Plan, progress: Progress) -> None:

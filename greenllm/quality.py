@@ -1,0 +1,44 @@
+"""What a compressed model may lose before it is told loudly."""
+
+from __future__ import annotations
+
+from greenllm.artifact import Artifact
+from greenllm.errors import GreenError
+from greenllm.progress import Progress
+
+MAX_LOSS = 1.25  # of perplexity; int4 of the smallest models stays below
+
+
+class TooLossy(GreenError):  # noqa: N818 - reads as what is wrong
+    """The result was made and measured, and is worse than the user allows."""
+
+
+def loss_of(done: Artifact) -> float | None:
+    """What the bench of a compressed model found that it lost; None where it could not compare.
+
+    For a generator its perplexity over the source's, for an encoder 1 over the mean cosine of its embeddings
+    to the source's.
+    """
+    from greenllm.bench.results import Results
+
+    row = Results.from_json((done.path / "report.json").read_text(encoding="utf-8")).rows[-1]
+    if "perplexity" in row.ratios:
+        return row.ratios["perplexity"].value
+    return 1 / max(row["cosine"].value, 1e-6) if "cosine" in row else None
+
+
+def check_loss(done: Artifact, most: float, on_loss: str, progress: Progress) -> None:
+    """Say loudly that a model lost more than ``most``, or raise when ``on_loss`` is "fail".
+
+    Raises:
+        TooLossy: it did, or it could not be compared; the artifact and its report stay where they are.
+    """
+    found = loss_of(done)
+    if found is not None and found <= most:
+        return
+    what = "The bench could not compare the quality of source and result."
+    if found is not None:
+        what = f"It lost too much: {found:.3f} times the source's, where {most:g} is allowed."
+    if on_loss == "fail":
+        raise TooLossy(what, f"{done.path} has it with its report. Give it more bits, or raise --max-loss.")
+    progress.note(f"WARNING. {what} See its report; give it more bits, or raise --max-loss.")
