@@ -232,13 +232,13 @@ def _steps(todo: Plan, part: Path, country: str | None, progress: Progress) -> A
     if artifact.is_artifact(final):
         return artifact.open_verified(final)
     current = todo.checkpoint
-    records: list[StepRecord] = []
+    records = list(artifact.read(current.path).manifest.steps) if artifact.is_artifact(current.path) else []
     results: dict[str, Any] = {}
     last = len(todo.recipe.steps) - 1
-    for i, step in enumerate(todo.recipe.steps):
+    for i in range(last + 1):
         where = final if i == last else part / f"step-{i}"
         if not artifact.is_artifact(where):
-            _one_step(todo, current, step, part, where, records, country, progress)
+            _one_step(todo, current, i, part, where, records, country, progress)
         done = artifact.open_verified(where)
         records, results = list(done.manifest.steps), dict(done.manifest.details)
         current = Checkpoint(where, [artifact.as_source(done), *done.manifest.parents])
@@ -252,21 +252,22 @@ def _steps(todo: Plan, part: Path, country: str | None, progress: Progress) -> A
 
 
 def _one_step(
-    todo: Plan, current: Checkpoint, step: Any, part: Path, where: Path, records: list[StepRecord],
+    todo: Plan, current: Checkpoint, i: int, part: Path, where: Path, records: list[StepRecord],
     country: str | None, progress: Progress,
 ) -> None:  # fmt: skip
     from greenllm.calibration import describe
     from greenllm.step import Context
 
-    work = part / f".work-{where.name}"
+    step, work = todo.recipe.steps[i], part / f".work-{where.name}"
     calibration = todo.recipe.calibration
     start = time.monotonic()
     with artifact.writing(where) as path:
         with _energy(country) as energy:
             ids = _samples(todo, part, progress) if step.calibrated else None
-            result = step.run(current, path, Context(work, lambda: ids, todo.recipe.seed, progress))  # type: ignore[arg-type,return-value]
+            context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint)  # type: ignore[arg-type,return-value]
+            result = step.run(current, path, context)
         record = StepRecord(
-            step=step.name, parameters=todo.recipe.dump()["steps"][len(records)][step.name],
+            step=step.name, parameters=todo.recipe.dump()["steps"][i][step.name],
             seconds=round(time.monotonic() - start, 2), result=result,
         )  # fmt: skip
         manifest = Manifest(

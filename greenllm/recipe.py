@@ -56,8 +56,9 @@ def step_types() -> dict[str, type[Step]]:
     from greenllm.quantize.bnb_step import BitsAndBytes
     from greenllm.quantize.mixed import Mixed
     from greenllm.quantize.step import Quantize
+    from greenllm.quantize.tune_step import Tune
 
-    return {t.name: t for t in (Quantize, Mixed, BitsAndBytes)}
+    return {t.name: t for t in (Quantize, Mixed, Tune, BitsAndBytes)}
 
 
 def builtin() -> list[str]:

@@ -35,12 +35,14 @@ class Context:
         samples: makes the calibration samples, int64 [count, length], on first use.
         seed: for whatever is random.
         progress: told how far it is.
+        source: the dense checkpoint that a recipe began with; None where none is known.
     """
 
     work: Path
     samples: Callable[[], Tensor]
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
+    source: Checkpoint | None = None
 
 
 @runtime_checkable

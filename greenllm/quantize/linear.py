@@ -20,6 +20,18 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 
+def gradient_of(layer: nn.Module) -> Tensor:
+    """The gradient of its weight, [outputs, inputs].
+
+    Raises:
+        ValueError: there is none.
+    """
+    grad = layer.get_parameter("weight").grad
+    if grad is None:
+        raise ValueError("this layer took no part in the loss")
+    return grad.T if type(layer).__name__ == "Conv1D" else grad
+
+
 def set_weight(layer: nn.Module, value: Tensor) -> None:
     """Put a weight [outputs, inputs] back in place."""
     layer.get_parameter("weight").data = value.T.contiguous() if type(layer).__name__ == "Conv1D" else value

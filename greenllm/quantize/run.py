@@ -27,6 +27,7 @@ from greenllm.step import Context
 from greenllm.walk import Walk
 
 _BATCH_TOKENS = 2048
+MOST_TOKENS = 1 << 15  # of calibration: second moments gain nothing from more
 _LOSS = ".loss"
 _LOOKUP = 0.1  # weight of a tied matrix's plain error as an embedding, beside its error as a head
 
@@ -96,9 +97,21 @@ def check_grids(checkpoint: Checkpoint, grids: Grids, options: dict[str, str] | 
 
 
 def batches(ids: Tensor) -> list[Tensor]:
-    """Samples [count, length] in batches of one shape; what does not fill the last one is left out."""
+    """Samples [count, length] in batches of one shape; what is too much or does not fill the last one is left out."""
+    ids = ids[: max(1, MOST_TOKENS // ids.shape[1])]
     rows = max(1, min(len(ids), _BATCH_TOKENS // ids.shape[1]))
     return list(ids[: len(ids) // rows * rows].split(rows))
+
+
+def layout(checkpoint: Checkpoint, module: str, packed: Packed) -> Iterator[tuple[str, Tensor]]:
+    """The stored tensors of one module.
+
+    No reader of the GPTQ layout knows a packed embedding: others get it as fp16 beside its codes.
+    """
+    for part, tensor in to_gptq(packed).items():
+        yield f"{module}.{part}", tensor
+    if module == checkpoint.embedding or (checkpoint.tied and module == checkpoint.head):
+        yield f"{checkpoint.embedding}.weight", packed.dequantize().half()
 
 
 class Quantizer:
@@ -168,13 +181,8 @@ class Quantizer:
         for module in self.outside:
             source = checkpoint.embedding if checkpoint.tied else module
             packed = self.rounding(checkpoint.tensor(f"{source}.weight"), moments.get(module), self.grids[module])
-            for part, tensor in to_gptq(packed).items():
-                yield f"{module}.{part}", tensor
-            done.add(f"{module}.weight")
-            if source == checkpoint.embedding:
-                # No reader of the GPTQ layout knows a packed embedding: others get it as fp16.
-                done.add(f"{source}.weight")
-                yield f"{source}.weight", packed.dequantize().half()
+            yield from layout(checkpoint, module, packed)
+            done |= {f"{module}.weight", f"{source}.weight"}
         for name in checkpoint.names():
             if name not in done:
                 yield name, checkpoint.tensor(name)

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from greenllm.checkpoint import Checkpoint
 from greenllm.quantize.grid import Grid
 from greenllm.quantize.linear import weight_of
-from greenllm.quantize.run import Grids, Quantizer, Rounding, check_grids, quantizable
+from greenllm.quantize.run import MOST_TOKENS, Grids, Quantizer, Rounding, check_grids, quantizable
 from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
 
 
@@ -78,6 +78,7 @@ def estimate(checkpoint: Checkpoint, tokens: int, *, head: bool) -> Estimate:
     outside = checkpoint.parameters - weights
     blocks = int(getattr(checkpoint.config, "num_hidden_layers", 1))
     peak = BASE_BYTES + 4 * outside * (1 + head) + 16 * weights / blocks + 8 * tokens * d
+    tokens = min(tokens, MOST_TOKENS)
     if not tokens:
         return Estimate(5 + weights / 5e7, peak)
     flops = 2 * 2 * weights * tokens + sum(2 * weight_of(m).shape[1] ** 2 * tokens for m in layers) * 0.6
