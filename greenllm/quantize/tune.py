@@ -32,7 +32,7 @@ _STATE = "state.safetensors"
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of Adam: of codes in steps of their grid, of scales relative, of norms and biases as they are."""
+    """Rates of Adam: of codes in steps of their grid, of scales relative, of norms as they are; 0 holds them."""
 
     codes: float
     scales: float
@@ -65,7 +65,7 @@ class Tuner:
         groups += [(f"{n}.change", f.change, rates.scales) for n, f in learning.items()]
         groups += [(n, p, rates.norms) for n, p in self.others.items()]
         # One optimizer a tensor: its gradient can go as soon as it was used.
-        self.optimizers = {n: (torch.optim.Adam([p], lr=rate, betas=_BETAS), rate) for n, p, rate in groups}
+        self.optimizers = {n: (torch.optim.Adam([p], lr=rate, betas=_BETAS), rate) for n, p, rate in groups if rate}
         self.states = student.get_output_embeddings() is None  # type: ignore[operator]
         self.done = 0
 
@@ -120,9 +120,10 @@ class Tuner:
         return total
 
     def _update(self, name: str, tensor: Tensor, pace: float) -> None:
-        optimizer, rate = self.optimizers[name]
-        optimizer.param_groups[0]["lr"] = rate * pace
-        optimizer.step()
+        if name in self.optimizers:
+            optimizer, rate = self.optimizers[name]
+            optimizer.param_groups[0]["lr"] = rate * pace
+            optimizer.step()
         tensor.grad = None
 
     def _put(self) -> None:

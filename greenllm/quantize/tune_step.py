@@ -33,9 +33,9 @@ class Tune:
 
     steps: int = Field(100, ge=1, description="updates")
     rows: int = Field(8, ge=1, description="samples an update")
-    rate: float = Field(1e-3, gt=0, le=1, description="learning rate of codes, in steps of their grid")
-    scale_rate: float = Field(5e-4, ge=0, le=1, description="learning rate of scales, relative")
-    norm_rate: float = Field(5e-5, ge=0, le=1, description="learning rate of norms and biases")
+    rate: float = Field(3e-4, ge=0, le=1, description="learning rate of codes, in steps of their grid; 0 holds them")
+    scale_rate: float = Field(2e-3, ge=0, le=1, description="learning rate of scales, relative; 0 holds them")
+    norm_rate: float = Field(2e-4, ge=0, le=1, description="learning rate of norms and biases; 0 holds them")
     compute: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="type to compute in; auto: bfloat16 where the processor multiplies it"
     )
