@@ -86,6 +86,7 @@ class _Rewrite:
     def __init__(self, weights: Weights, writer: Writer, library: Library, form: Form, accuracy_level: int) -> None:
         self.weights, self.writer, self.library = weights, writer, library
         self.form, self.accuracy_level = form, accuracy_level
+        self.nodes = list(weights.model.graph.node)  # held: an id lasts as long as its object
         self.replaced: dict[int, list[NodeProto]] = {}
         self.gone: set[str] = set()
         self.expected: Counter[str] = Counter()
@@ -112,7 +113,7 @@ class _Rewrite:
             self._store(f"{name}.{i}" if i else name, run, columns=not only_gathers) for i, run in enumerate(runs)
         ]
         for use in sorted(uses, key=self._position):
-            self.replaced[id(use.node)] = self._nodes(use, stored)
+            self.replaced[id(use.node)] = self._nodes(use, stored, [len(run.rows) for run in runs])
             if use.via is not None:
                 self.replaced[id(use.via)] = []
         self.gone.add(name)
@@ -125,7 +126,7 @@ class _Rewrite:
         for name in self.weights.by_name:
             if name not in self.gone:
                 self.writer.copy(self.weights, name)
-        nodes = [*formulas, *(new for old in model.graph.node for new in self.replaced.get(id(old), [old]))]
+        nodes = [*formulas, *(new for old in self.nodes for new in self.replaced.get(id(old), [old]))]
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         stale = [v for v in model.graph.value_info if v.name in self.gone]
@@ -145,7 +146,7 @@ class _Rewrite:
             return NBits(self.writer, name, packed, self.accuracy_level)
         return Qdq(self.writer, name, packed, columns=columns)
 
-    def _nodes(self, use: Use, stored: list[Stored]) -> list[NodeProto]:
+    def _nodes(self, use: Use, stored: list[Stored], widths: list[int]) -> list[NodeProto]:
         node, out = use.node, use.node.output[0]
         if node.op_type == "Gather":
             self.expected["gather"] += 1
@@ -156,12 +157,25 @@ class _Rewrite:
         if len(stored) == 1:
             nodes = stored[0].matmul(node.input[0], whole)
         else:
-            parts = [f"{out}.part{i}" for i in range(len(stored))]
+            split = None if bias else self._split(out, widths)
+            parts = list(split.output) if split else [f"{out}.part{i}" for i in range(len(stored))]
             nodes = [n for s, part in zip(stored, parts, strict=True) for n in s.matmul(node.input[0], part)]
-            nodes.append(helper.make_node("Concat", parts, [whole], whole, axis=-1))
+            if split:
+                self.replaced[id(split)] = []
+            else:
+                nodes.append(helper.make_node("Concat", parts, [whole], whole, axis=-1))
         if bias:
             nodes.append(helper.make_node("Add", [whole, bias], [out], out))
         return nodes
+
+    def _split(self, whole: str, widths: list[int]) -> NodeProto | None:
+        """The one reader of ``whole`` if it cuts it into ``widths`` again, as after a fused gate and up."""
+        readers = [n for n in self.nodes if whole in n.input]
+        if len(readers) != 1 or readers[0].op_type != "Split" or len(readers[0].input) != 1:
+            return None
+        given = {a.name: helper.get_attribute_value(a) for a in readers[0].attribute}
+        same = given.get("axis") == -1 and len(readers[0].output) == len(widths) and len(set(widths)) == 1
+        return readers[0] if same else None
 
     def _position(self, use: Use) -> int:
         return next(i for i, n in enumerate(self.weights.model.graph.node) if n is use.node)

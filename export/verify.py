@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export.last_position import FIRST
 
 _TEXT = "The water cycle describes how water evaporates from the sea, rises, cools into clouds, and falls as rain. " * 4
 _TOKENS, _STEPS = 48, 4
@@ -145,6 +146,7 @@ def _decode(session: Any, ids: NDArray[np.int64], width: int) -> NDArray[np.floa
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
     cut = len(ids) - _STEPS
+    every = {FIRST: np.zeros(1, np.int64)} if FIRST in {i.name for i in session.get_overridable_initializers()} else {}
     logits = []
     for start, stop in [(0, cut), *((t, t + 1) for t in range(cut, len(ids)))]:
         feed = {
@@ -152,7 +154,8 @@ def _decode(session: Any, ids: NDArray[np.int64], width: int) -> NDArray[np.floa
             "attention_mask": np.ones((1, stop), dtype=np.int64),
             "position_ids": np.arange(start, stop, dtype=np.int64)[None],
         }
-        values = dict(zip(names, session.run(None, {k: v for k, v in feed.items() if k in wanted} | past), strict=True))
+        given = {k: v for k, v in feed.items() if k in wanted} | every | past
+        values = dict(zip(names, session.run(None, given), strict=True))
         logits.append(values["logits"][0])
         past = {n: values[n.replace("past_key_values", "present")] for n in past}
     return np.concatenate(logits).astype(np.float32)

@@ -86,7 +86,7 @@ def test_genai_streams_what_torch_says(tmp_path, exact, packed, tied):
     assert details["inputs"][0] == "input_ids"
     assert details["outputs"][0] == "logits"
     if packed:
-        assert details["operators"]["MatMulNBits"] == 2 * 5 + 1  # qkv in one
+        assert details["operators"]["MatMulNBits"] == 2 * 4 + 1  # q, k and v in one, gate and up in one
         assert details["operators"]["GatherBlockQuantized"] == 1
         assert details["tied"] is tied
 

@@ -177,6 +177,26 @@ def test_a_fused_matrix_of_two_widths_becomes_two_operators(tmp_path, form):
     assert done.bits == [4, 8]
 
 
+@FORMS
+@pytest.mark.parametrize("cut", [[64, 64], [32, 96]])
+def test_a_fused_matrix_that_is_split_again_is_joined_only_where_it_must_be(tmp_path, form, cut):
+    a, b = packed(64, seed=1), packed(64, bits=8, seed=2)
+    halves = [("c", ["b", "s", cut[0]]), ("d", ["b", "s", cut[1]])]
+    even = cut[0] == cut[1]
+    nodes = [
+        helper.make_node("Constant", [], ["cut"], value_ints=cut),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node(
+            "Split", ["y"] if even else ["y", "cut"], ["c", "d"], axis=-1, num_outputs=2 if even else None
+        ),
+    ]
+    weights = {"w": np.concatenate([dense(a), dense(b)]).T}
+    graph = write_graph(tmp_path / "d" / "m.onnx", nodes, weights, [X], halves)
+    _, out = check(tmp_path, Source(a=a, b=b), form, {"x": x()}, graph)
+    ops = {n.op_type for n in onnx.load(str(out), load_external_data=False).graph.node}
+    assert ("Concat" in ops, "Split" in ops) == (not even, not even)
+
+
 def test_codes_and_scales_come_back_bit_for_bit(tmp_path):
     w = packed(48, bits=4, group=32, symmetric=False)
     graph = write_graph(

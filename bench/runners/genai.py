@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from greenllm import artifact
 from greenllm.bench.runners import Decoder, Info, Runner
+from greenllm.bench.runners.onnxruntime import OnnxDecoder, open_session
 from greenllm.errors import GreenError
 
 
@@ -35,7 +36,9 @@ class GenaiDecoder(Decoder):
         session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = og.Model(config)
+        self._directory, self._threads = directory, threads
         self._generator: Any = None
+        self._whole: OnnxDecoder | None = None
         details = artifact.read(directory).manifest.details if artifact.is_artifact(directory) else {}
         parameters = details.get("parameters")
         self.info = Info(
@@ -43,7 +46,7 @@ class GenaiDecoder(Decoder):
             directory,
             vocabulary,
             int(parameters) if parameters else None,
-            ["ONNX Runtime GenAI on the CPU; its own logits for all prompt positions are scored"],
+            ["ONNX Runtime GenAI on the CPU; text is scored on the same graph"],
         )
 
     def prefill(self, tokens: list[int], answer: int) -> int:
@@ -60,16 +63,23 @@ class GenaiDecoder(Decoder):
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`.
 
+        A graph that gives the last position only is asked for all of them in ONNX Runtime: GenAI cannot ask.
+
         Raises:
-            GreenError: this version hands out the last position only.
+            GreenError: the graph cannot give all of them.
         """
+        if self._whole is not None:
+            return self._whole.logits(tokens)
         self._start(len(tokens) + 1)
         self._generator.append_tokens(np.array(tokens, dtype=np.int32))
         found: NDArray[np.float32] = self._generator.get_output("logits")[0].astype(np.float32, copy=False)
+        if len(found) == 1 < len(tokens):
+            self._whole = OnnxDecoder(open_session(self._directory / "model.onnx", self._threads), self._directory)
+            found = self._whole.logits(tokens)
         if len(found) != len(tokens):
             raise GreenError(
-                f"onnxruntime-genai {og.__version__} gives the logits of {len(found)} of {len(tokens)} positions.",
-                "Perplexity needs all of them: install onnxruntime-genai 0.18.",
+                f"{self._directory} gives the logits of {len(found)} of {len(tokens)} positions.",
+                "Perplexity needs all of them: export the model again.",
             )
         return found
 
@@ -86,5 +96,5 @@ class GenaiDecoder(Decoder):
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self._generator = None
+        self._generator = self._whole = None
         del self.model

@@ -13,6 +13,7 @@ from greenllm import artifact
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
 from greenllm.errors import GreenError
 
+_FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
           "tensor(int32)": np.int32}  # fmt: skip
 
@@ -20,7 +21,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(in
 def load(path: str, threads: int) -> Runner:
     """See :class:`greenllm.bench.runners.Loader`."""
     directory = Path(path)
-    session = _session(_graph(directory), threads)
+    session = open_session(_graph(directory), threads)
     outputs = [o.name for o in session.get_outputs()]
     if "logits" in outputs:
         return OnnxDecoder(session, directory)
@@ -35,7 +36,8 @@ def _graph(directory: Path) -> Path:
     raise GreenError(f"{directory} holds {len(found)} .onnx files and no model.onnx: which one is meant?")
 
 
-def _session(graph: Path, threads: int) -> ort.InferenceSession:
+def open_session(graph: Path, threads: int) -> ort.InferenceSession:
+    """A graph, loaded for the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -68,6 +70,7 @@ class OnnxDecoder(Decoder):
             raise GreenError(f"{directory}: the graph does not say how many heads its cache has and how wide they are.")
         vocabulary = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
         self.info = _info(directory, "text-generation", vocabulary if isinstance(vocabulary, int) else 0)
+        self._last_only = _FIRST in {i.name for i in session.get_overridable_initializers()}
         self._cache: list[Any] = []
         self._length = 0
 
@@ -84,7 +87,7 @@ class OnnxDecoder(Decoder):
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`."""
         self._reset()
-        return self._run(tokens).astype(np.float32, copy=False)
+        return self._run(tokens, every=self._last_only).astype(np.float32, copy=False)
 
     def _reset(self) -> None:
         self._length = 0
@@ -94,8 +97,13 @@ class OnnxDecoder(Decoder):
             empty = np.zeros((1, heads, 0, width), dtype=self._type(name))
             self._cache.append(ort.OrtValue.ortvalue_from_numpy(empty))
 
-    def _run(self, tokens: list[int]) -> NDArray[Any]:
-        """Logits [T, V] of new tokens; the cache stays on ONNX Runtime's side, uncopied."""
+    def _run(self, tokens: list[int], *, every: bool = False) -> NDArray[Any]:
+        """Logits [T, V] of new tokens, or of the last one; the cache stays on ONNX Runtime's side, uncopied.
+
+        Args:
+            tokens: T of them.
+            every: ask for the logits of all positions a graph that gives the last one's otherwise.
+        """
         total = self._length + len(tokens)
         wanted = {
             "input_ids": np.array([tokens]),
@@ -108,6 +116,8 @@ class OnnxDecoder(Decoder):
             if name in self._inputs
         }
         feed.update(zip(self._pasts, self._cache, strict=True))
+        if every:
+            feed[_FIRST] = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
         logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
         self._length = total
         found: NDArray[Any] = logits.numpy()[0]
