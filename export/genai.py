@@ -65,7 +65,7 @@ def _build(checkpoint: Checkpoint, dense: Path, out: Path, cache: Path) -> None:
     """Run the builder as a process of its own: its memory and its prints stay there."""
     out.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, "-m", "onnxruntime_genai.models.builder",
+        sys.executable, "-m", "greenllm.export.builder",
         "-m", str(dense), "-i", str(dense), "-o", str(out), "-p", "fp32", "-e", "cpu", "-c", str(cache),
     ]  # fmt: skip
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
