@@ -1,7 +1,7 @@
 # make demo   environment, a real model, compress it, measure it, write the report
 # make test   environment, then every check
 #
-# PYTHON=python3.12         which interpreter (3.11 or 3.12)
+# PYTHON=python3.12         which interpreter (3.10, 3.11 or 3.12)
 # COUNTRY=DEU               grid of the demo's gCO2e (asked for on a terminal when it is not given)
 # PIP_ARGS="--index-url …"  for instance an index that has CPU-only builds of torch
 

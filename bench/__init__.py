@@ -98,7 +98,7 @@ def bench(
             phases.score(session)
         compare.ratios(session)
         results = Results(
-            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             baseline=session.rows[0].name,
             rows=session.rows,
             machine=here,

@@ -11,9 +11,12 @@ import tempfile
 import time
 from multiprocessing import Pipe
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from greenllm.errors import GreenError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LIMIT = 1800.0  # seconds that one call may take before the model counts as hung
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
 
 from greenllm.bench import latency, texts
 from greenllm.bench.measurement import Measurement, counted
@@ -17,6 +17,9 @@ from greenllm.bench.results import Row
 from greenllm.bench.runners import Info
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)

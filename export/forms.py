@@ -14,6 +14,7 @@ import math
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
@@ -23,6 +24,7 @@ from greenllm.export.graph import Writer
 from greenllm.quantize.packed import Packed
 
 Form = Literal["nbits", "qdq"]
+_TWO_BITS = (1, 27)  # the first ONNX Runtime with both kernels for them; MatMulNBits alone came with 1.24
 _SMALLEST, _LARGEST = 16, 256  # block sizes of ONNX Runtime's kernels, powers of two
 
 
@@ -44,12 +46,17 @@ class NBits:
         name: prefix of all names.
         packed: the weight; 3-bit codes are put into 4 bits, for which there are kernels.
         accuracy_level: 4 for int8 activations, 0 for float32.
+
+    Raises:
+        GreenError: the installed runtime has no kernel for 2 bits.
     """
 
     def __init__(self, writer: Writer, name: str, packed: Packed, accuracy_level: int) -> None:
         self.name, self.writer = name, writer
         self.n, self.k = packed.shape
         bits = {3: 4}.get(packed.bits, packed.bits)
+        if bits == 2:  # noqa: PLR2004 - the only width that came late
+            _refuse_two_bits(onnxruntime.__version__)
         codes, scales, zeros, self.block = blocks(packed, bits)
         self.attributes = {"bits": bits, "block_size": self.block}
         self.accuracy_level = accuracy_level
@@ -191,6 +198,14 @@ def squeeze(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     for i in range(1, per):
         out |= codes[:, i::per] << np.uint8(i * bits)
     return out
+
+
+def _refuse_two_bits(installed: str) -> None:
+    if tuple(int(x) for x in installed.split(".")[:2]) < _TWO_BITS:
+        raise GreenError(
+            f"ONNX Runtime {installed} has no kernels for 2-bit weights; 1.27 has, and needs Python 3.11.",
+            "Quantize with --bits 3 or more, or export with Python 3.11.",
+        )
 
 
 def _widen(name: str, scales: str) -> NodeProto:

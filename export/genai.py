@@ -84,7 +84,7 @@ def _build(checkpoint: Checkpoint, dense: Path, out: Path, cache: Path) -> None:
     # the builder takes any matrix as tall as the vocabulary for the head
     fuse = 2 * getattr(c, "intermediate_size", 0) != c.vocab_size
     command = [
-        sys.executable, "-m", "onnxruntime_genai.models.builder",
+        sys.executable, "-m", "greenllm.export.builder",
         "-m", str(dense), "-i", str(dense), "-o", str(out), "-p", "fp32", "-e", "cpu", "-c", str(cache),
         "--extra_options", f"fuse_mlp_gate_up={str(fuse).lower()}",
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper
 
 from greenllm.errors import GreenError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DATA = "model.onnx.data"
 _INLINE = 1024  # bytes; smaller tensors stay in the graph, where shape inference can read them

@@ -195,7 +195,7 @@ def open_verified(path: Path | str) -> Artifact:
 
 def seal(path: Path, manifest: Manifest) -> Artifact:
     """Hash all files below ``path``, fill in date and versions, and write the manifest."""
-    manifest.created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    manifest.created = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
     manifest.versions = versions()
     manifest.files = hash_files(path)
     write_atomic(path / MANIFEST, json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
     from greenllm.artifact import Artifact
     from greenllm.pipeline import Plan

@@ -21,7 +21,7 @@ def build(checkpoint: Path, out: Path) -> None:
         GreenError: the builder fails.
     """
     with tempfile.TemporaryDirectory(prefix="greenllm-peer-") as cache:
-        _run("onnxruntime_genai.models.builder", "-i", str(checkpoint), "-m", str(checkpoint), "-o", str(out),
+        _run("greenllm.export.builder", "-i", str(checkpoint), "-m", str(checkpoint), "-o", str(out),
              "-p", "int4", "-e", "cpu", "-c", cache)  # fmt: skip
 
 

@@ -1,0 +1,82 @@
+"""The model builder of ORT-GenAI with the configurations it knows: run as ``-m`` with the builder's arguments.
+
+transformers 5 keeps rope_theta and its like in ``rope_parameters``, and None where a file says nothing. Today's
+builder knows; that of 0.11, the last for Python 3.10, reads attributes, silently takes 10000 for a base it does not
+find, and writes null where its runtime wants a number.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+_BUILDER = "onnxruntime-genai"
+_TODAYS = (0, 18)
+_KNOWN = {"default", "llama3", "longrope"}  # to older ones; every other kind they take for the default
+_SEARCH = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+
+
+class Config(transformers.AutoConfig):
+    """AutoConfig that gives rotary parameters as attributes, too."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """See AutoConfig."""
+        config = super().from_pretrained(*args, **kwargs)
+        rope = getattr(config, "rope_parameters", None) or {}
+        refuse(rope, version(_BUILDER))
+        for name, value in rope.items():
+            if not hasattr(config, name):
+                setattr(config, name, value)
+        return config
+
+
+class Generation(transformers.GenerationConfig):
+    """GenerationConfig without None where transformers 4 had a default."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """See GenerationConfig."""
+        config = super().from_pretrained(*args, **kwargs)
+        for name, value in _SEARCH.items():
+            if getattr(config, name) is None:
+                setattr(config, name, value)
+        return config
+
+
+def refuse(rope: dict[str, Any], installed: str) -> None:
+    """Leave the process when this builder would get the rotary embedding wrong.
+
+    Args:
+        rope: ``rope_parameters`` of a configuration; empty for a model without.
+        installed: version of onnxruntime-genai.
+
+    Raises:
+        SystemExit: with the reason.
+    """
+    kind = rope.get("rope_type", "a kind for each layer")
+    if rope and kind not in _KNOWN and tuple(int(x) for x in installed.split(".")[:2]) < _TODAYS:
+        raise SystemExit(
+            f"its rotary embedding ({kind}) needs {_BUILDER} 0.18 and so Python 3.11; here is {installed}."
+        )
+
+
+def rename_tokenizer(out: Path) -> None:
+    """Call the tokenizer of any fast kind what all versions of the runtime call it; transformers takes both names."""
+    file = out / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    transformers.AutoConfig, transformers.GenerationConfig = Config, Generation
+    runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
+    rename_tokenizer(Path(sys.argv[sys.argv.index("-o") + 1]))
