@@ -110,15 +110,13 @@ class Qdq:
 
     def matmul(self, x: str, out: str) -> list[NodeProto]:
         """See :class:`Stored`."""
-        nodes, dense = self.dense()
-        return [*nodes, helper.make_node("MatMul", [x, dense], [out], out)]
-
-    def dense(self) -> tuple[list[NodeProto], str]:
-        """Nodes that make the float weight as it is kept, and its name."""
         dense = f"{self.name}.dense"
         inputs = [self.weight, f"{self.name}.scales32", *self.zeros]
-        node = helper.make_node("DequantizeLinear", inputs, [dense], dense, axis=0, block_size=self.block)
-        return [*self._once(), node], dense
+        return [
+            *self._once(),
+            helper.make_node("DequantizeLinear", inputs, [dense], dense, axis=0, block_size=self.block),
+            helper.make_node("MatMul", [x, dense], [out], out),
+        ]
 
     def gather(self, indices: str, out: str, rank: int) -> list[NodeProto]:
         """See :class:`Stored`: take codes, scales and zero points first, dequantize what was taken."""

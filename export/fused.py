@@ -41,7 +41,8 @@ def _attention(
     """
     del module
     batch, heads, length, width = query.shape
-    key, value = (t.repeat_interleave(heads // t.shape[1], 1) for t in (key, value))
+    if key.shape[1] != heads:
+        key, value = (t.repeat_interleave(heads // t.shape[1], 1) for t in (key, value))
     flat = [t.transpose(1, 2).reshape(batch, -1, heads * width) for t in (query, key, value)]
     added = attention_mask is not None and attention_mask.dim() == 4  # noqa: PLR2004
     masks = [None, None, attention_mask] if added else [None, attention_mask]  # bias, keys, scores

@@ -78,11 +78,27 @@ class Int8:
         ]
 
     def _narrow(self, packed: Packed) -> str:
-        """Keep the codes in 4 bits; nodes that ONNX Runtime runs once, when it loads, make them 8."""
-        self._nodes, dense = Qdq(self.writer, f"{self.name}.narrow", packed, columns=True).dense()
-        code, zeros = f"{self.name}.int8", self.writer.add(f"{self.name}.zeros", np.zeros(packed.shape[0], np.int8))
-        self._nodes.append(helper.make_node("QuantizeLinear", [dense, self.scales, zeros], [code], code, axis=1))
-        return code
+        """Keep the codes in 4 bits; nodes that ONNX Runtime runs once, when it loads, make them 8.
+
+        Not DequantizeLinear and QuantizeLinear, which it would run every time.
+        """
+        kept = Qdq(self.writer, f"{self.name}.narrow", packed, columns=True)
+        n, k = packed.shape
+        grouped = self.writer.add(f"{self.name}.grouped", np.array([k // kept.block, kept.block, n]))
+        each = self.writer.add(f"{self.name}.each", np.array([k // kept.block, 1, n]))
+        whole = self.writer.add(f"{self.name}.whole", np.array([k, n]))
+        code = self._step("Reshape", self._step("Cast", kept.weight, to=TensorProto.FLOAT), grouped)
+        for zeros in kept.zeros:
+            code = self._step("Sub", code, self._step("Reshape", self._step("Cast", zeros, to=TensorProto.FLOAT), each))
+        scale = self._step("Reshape", self._step("Cast", kept.scales, to=TensorProto.FLOAT), each)
+        dense = self._step("Reshape", self._step("Mul", code, scale), whole)
+        return self._step("Cast", self._step("Round", self._step("Div", dense, self.scales)), to=TensorProto.INT8)
+
+    def _step(self, kind: str, *inputs: str, **attributes: int) -> str:
+        """Add a node of :meth:`_narrow` and name its output."""
+        out = f"{self.name}.step{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, list(inputs), [out], out, **attributes))
+        return out
 
 
 def int8_rows(packed: Packed) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
