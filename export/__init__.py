@@ -46,7 +46,7 @@ def export(
     """
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export.genai import write_genai
-    from greenllm.export.onnx import write_onnx
+    from greenllm.export.onnx import integer_inputs, write_onnx
     from greenllm.export.targets import load_target
     from greenllm.export.verify import verify
 
@@ -54,15 +54,17 @@ def export(
     progress = progress or Silent()
     artifact.check_free(Path(out).absolute(), force=force)
     source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
-    kind = _format(to or found.formats.get(source.task, "onnx"), source.task)
+    usual = "onnx" if source.inputs else found.formats.get(source.task, "onnx")  # for integer inputs the only one
+    kind = _format(to or usual, source.task)
     write = write_genai if kind == "genai" else write_onnx
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
-            quantized = write(source, part, Path(work), found.accuracy_level, progress)
+            quantized = write(source, part, Path(work), found, progress)
         integers = quantized is not None and bool({"MatMulNBits", "DequantizeLinear"} & set(quantized.ops))
         int8 = integers and found.accuracy_level == 4  # noqa: PLR2004 - ORT's name for int8
         progress.stage("comparing with the source", 1)
-        checked = verify(source, part, kind, int8=int8)
+        inputs = integer_inputs(source, found) if kind == "onnx" and source.quantized else {}
+        checked = verify(source, part, kind, int8=int8, inputs=inputs)
         progress.advance()
         details: dict[str, Any] = {
             "task": source.task, "target": found.name, "entry": GRAPH, **_names(part / GRAPH),

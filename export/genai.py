@@ -20,29 +20,33 @@ from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.last_position import cut_to_last_position
 from greenllm.export.quantized import Quantized, quantize_graph
+from greenllm.export.targets import Target
 from greenllm.progress import Progress
 
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
 
 
-def write_genai(
-    checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress
-) -> Quantized | None:
+def write_genai(checkpoint: Checkpoint, out: Path, work: Path, target: Target, progress: Progress) -> Quantized | None:
     """Make an ORT-GenAI directory of a decoder.
 
     Args:
         checkpoint: dense or packed.
         out: directory to fill.
         work: directory for the dense copy and the dense graph; deleted by the caller.
-        accuracy_level: of MatMulNBits.
+        target: what runs it.
         progress: told of three stages.
 
     Returns:
         What was quantized; None for a dense checkpoint.
 
     Raises:
-        GreenError: the builder does not know the architecture, or a packed weight is not in its graph.
+        GreenError: the builder does not know the architecture, a packed weight is not in its graph, or the
+            checkpoint wants integer inputs.
     """
+    if checkpoint.inputs:
+        raise GreenError(
+            f"{checkpoint.path} has integer inputs, which ORT-GenAI's operators do not take.", "Export it --to onnx."
+        )
     progress.stage("building the graph", 2)
     dense = checkpoint.path
     if checkpoint.quantized:
@@ -58,7 +62,7 @@ def write_genai(
     progress.stage("packing the weights", 1)
     shutil.rmtree(dense)
     found = quantize_graph(
-        built / GRAPH, out / GRAPH, checkpoint, form="nbits", accuracy_level=accuracy_level, progress=progress
+        built / GRAPH, out / GRAPH, checkpoint, form="nbits", accuracy_level=target.accuracy_level, progress=progress
     )
     for file in built.iterdir():
         if file.is_file() and not file.name.startswith(GRAPH):

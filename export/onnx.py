@@ -17,8 +17,12 @@ from torch import Tensor, nn
 
 from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export.fused import fuse_attention, keep_norms
 from greenllm.export.quantized import Quantized, quantize_graph
+from greenllm.export.targets import Target
 from greenllm.progress import Progress
+from greenllm.quantize.activations import Inputs
+from greenllm.quantize.run import quantizable
 from greenllm.save import copy_side_files, write_config
 
 if TYPE_CHECKING:
@@ -29,19 +33,18 @@ _OPSET = 21
 Names = tuple[list[str], list[str]]
 
 
-def write_onnx(
-    checkpoint: Checkpoint, out: Path, work: Path, accuracy_level: int, progress: Progress
-) -> Quantized | None:
+def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, progress: Progress) -> Quantized | None:
     """Make a directory with ``model.onnx``, its data, configuration and tokenizer.
 
     The quantized matrices are standard ``DequantizeLinear`` (see :mod:`greenllm.export.forms`), so that other
-    runtimes read them; ONNX Runtime fuses them when it loads.
+    runtimes read them; ONNX Runtime fuses them when it loads. Where the checkpoint or the target wants integer
+    inputs, see :mod:`greenllm.export.int8`.
 
     Args:
         checkpoint: dense or packed.
         out: directory to fill.
         work: directory for the dense graph; deleted by the caller.
-        accuracy_level: for the runtime's fused operators; kept in the manifest.
+        target: what runs it.
         progress: told of the stages.
 
     Returns:
@@ -55,16 +58,32 @@ def write_onnx(
     progress.stage("exporting the graph", 1)
     path = (work if checkpoint.quantized else out) / GRAPH
     path.parent.mkdir(parents=True, exist_ok=True)
-    _export(checkpoint, path)
+    _export(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
     progress.advance()
     if not checkpoint.quantized:
         return None
     progress.stage("packing the weights", 1)
-    return quantize_graph(path, out / GRAPH, checkpoint, form="qdq", accuracy_level=accuracy_level, progress=progress)
+    return quantize_graph(
+        path, out / GRAPH, checkpoint, form="qdq", accuracy_level=target.accuracy_level,
+        inputs=integer_inputs(checkpoint, target), progress=progress,
+    )  # fmt: skip
 
 
-def _export(checkpoint: Checkpoint, path: Path) -> None:
+def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
+    """Linears whose inputs are integers in plain ONNX, with their grids: the checkpoint's, else the target's.
+
+    An encoder multiplies many rows at once: there ONNX Runtime's int8 kernels are twice as fast as its kernels for
+    4-bit weights, which are made for single rows.
+    """
+    by_target = target.operators == "onnxruntime" and target.accuracy_level == 4  # noqa: PLR2004 - int8
+    if checkpoint.inputs or not by_target or checkpoint.task == GENERATION:
+        return checkpoint.inputs
+    return dict.fromkeys(quantizable(checkpoint)[0])
+
+
+def _export(checkpoint: Checkpoint, path: Path, *, fused: bool) -> None:
     model = checkpoint.load_model()
+    fused = fused and fuse_attention(model)
     wrapper: nn.Module
     if checkpoint.task == GENERATION:
         wrapper, example, (inputs, outputs) = _decoder(model)
@@ -78,6 +97,8 @@ def _export(checkpoint: Checkpoint, path: Path) -> None:
             )  # fmt: skip
             assert program is not None  # noqa: S101 - dynamo=True always returns one
             program.save(str(path), external_data=True)
+        if fused:
+            keep_norms(path)
     except Exception as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
         raise GreenError(f"torch cannot export {type(model).__name__} to ONNX: {reason}") from e

@@ -15,13 +15,19 @@ from greenllm.errors import GreenError
 from greenllm.export.bnb4 import Bnb4
 from greenllm.export.forms import Form, NBits, Qdq, Stored
 from greenllm.export.graph import Weights, Writer
+from greenllm.export.int8 import Int8
 from greenllm.export.matching import Library, PackedSource, Rows
 from greenllm.export.rotary import replace_tables
 from greenllm.export.uses import Use, find_uses
 from greenllm.progress import Progress, Silent
+from greenllm.quantize.activations import Inputs
 from greenllm.quantize.bnb import Blockwise
 
 _DOMAIN = "com.microsoft"
+_QUANTIZED = (  # a dense graph has none of these
+    "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear",
+    "MatMulInteger",
+)  # fmt: skip
 
 
 @dataclass
@@ -46,6 +52,7 @@ def quantize_graph(
     *,
     form: Form,
     accuracy_level: int,
+    inputs: Inputs | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
     """Copy a dense graph with its packed weights in integers.
@@ -56,6 +63,7 @@ def quantize_graph(
         checkpoint: where the packed weights are.
         form: see :mod:`greenllm.export.forms`.
         accuracy_level: of MatMulNBits: 4 computes with int8 activations, 0 with float32.
+        inputs: packed linears whose inputs become integers too; they take :mod:`greenllm.export.int8`.
         progress: advanced by 1 in total.
 
     Raises:
@@ -66,7 +74,7 @@ def quantize_graph(
     weights = Weights(source)
     uses = find_uses(weights)
     with Writer(out) as writer:
-        rewrite = _Rewrite(weights, writer, library, form, accuracy_level)
+        rewrite = _Rewrite(weights, writer, library, form, accuracy_level, inputs or {})
         for name, found in uses.items():
             rewrite.matrix(name, found)
             progress.advance(1 / len(uses))
@@ -83,9 +91,11 @@ def quantize_graph(
 class _Rewrite:
     """The pass's state: new nodes by the id of the old one that they stand for."""
 
-    def __init__(self, weights: Weights, writer: Writer, library: Library, form: Form, accuracy_level: int) -> None:
+    def __init__(
+        self, weights: Weights, writer: Writer, library: Library, form: Form, accuracy_level: int, inputs: Inputs
+    ) -> None:  # fmt: skip
         self.weights, self.writer, self.library = weights, writer, library
-        self.form, self.accuracy_level = form, accuracy_level
+        self.form, self.accuracy_level, self.inputs = form, accuracy_level, inputs
         self.nodes = list(weights.model.graph.node)  # held: an id lasts as long as its object
         self.replaced: dict[int, list[NodeProto]] = {}
         self.gone: set[str] = set()
@@ -114,6 +124,7 @@ class _Rewrite:
         ]
         for use in sorted(uses, key=self._position):
             self.replaced[id(use.node)] = self._nodes(use, stored, [len(run.rows) for run in runs])
+            self.expected.update(n.op_type for n in self.replaced[id(use.node)])
             if use.via is not None:
                 self.replaced[id(use.via)] = []
         self.gone.add(name)
@@ -142,6 +153,9 @@ class _Rewrite:
         self.bits.append(packed.bits)
         if isinstance(packed, Blockwise):
             return Bnb4(self.writer, name, packed)
+        module = self.library.names[int(run.linears[0])]  # rows of one matrix share their inputs
+        if module in self.inputs:
+            return Int8(self.writer, name, packed, self.inputs[module])
         if self.form == "nbits":
             return NBits(self.writer, name, packed, self.accuracy_level)
         return Qdq(self.writer, name, packed, columns=columns)
@@ -149,11 +163,9 @@ class _Rewrite:
     def _nodes(self, use: Use, stored: list[Stored], widths: list[int]) -> list[NodeProto]:
         node, out = use.node, use.node.output[0]
         if node.op_type == "Gather":
-            self.expected["gather"] += 1
             return stored[0].gather(node.input[1], out, self.ranks.get(node.input[1], 2))
         bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""  # noqa: PLR2004 - A, B, C
         whole = f"{out}.product" if bias else out
-        self.expected["matmul"] += len(stored)
         if len(stored) == 1:
             nodes = stored[0].matmul(node.input[0], whole)
         else:
@@ -195,10 +207,7 @@ def _count(out: Path, names: list[str], rewrite: _Rewrite) -> Quantized:
     """
     model = onnx.load(str(out), load_external_data=False)
     ops = Counter(n.op_type for n in model.graph.node)
-    nbits = rewrite.form == "nbits"
-    want = rewrite.expected["matmul"] + (0 if nbits else rewrite.expected["gather"])
-    have = ops["MatMulBnb4"] + (ops["MatMulNBits"] if nbits else ops["DequantizeLinear"])
-    if have != want or (nbits and ops["GatherBlockQuantized"] != rewrite.expected["gather"]):
-        raise GreenError(f"{out} has {have} quantized operators where {want} were written.")
-    kinds = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "DequantizeLinear", "MatMul", "Gather")
-    return Quantized({k: ops[k] for k in kinds if ops[k]}, names, sorted(set(rewrite.bits)))
+    for kind in _QUANTIZED:
+        if ops[kind] != rewrite.expected[kind]:
+            raise GreenError(f"{out} has {ops[kind]} operators {kind} where {rewrite.expected[kind]} were written.")
+    return Quantized({k: ops[k] for k in (*_QUANTIZED, "MatMul", "Gather") if ops[k]}, names, sorted(set(rewrite.bits)))

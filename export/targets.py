@@ -24,6 +24,7 @@ class Target(BaseModel):
         isa: machine name as ``uname -m`` says it; None for this machine's.
         formats: the format that runs each task best there.
         accuracy_level: of MatMulNBits: 4 multiplies in int8, 0 in float32.
+        operators: in plain ONNX the standard ones alone, or those of ONNX Runtime too.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,6 +34,7 @@ class Target(BaseModel):
     isa: str | None = None
     formats: dict[str, Format]
     accuracy_level: int = Field(4, ge=0, le=4)
+    operators: Literal["standard", "onnxruntime"] = "standard"
 
 
 def target_names() -> list[str]:

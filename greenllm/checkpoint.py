@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from greenllm import artifact, source
 from greenllm.artifact import Source
 from greenllm.errors import GreenError
-from greenllm.quantize import bnb
+from greenllm.quantize import activations, bnb
 from greenllm.quantize.packed import BITS, Packed, from_gptq
 from greenllm.save import copy_side_files, write_config, write_shards
 
@@ -65,6 +65,15 @@ class Checkpoint:
     def quantized(self) -> bool:
         """Whether any weight is packed."""
         return self.quantization is not None
+
+    @functools.cached_property
+    def inputs(self) -> activations.Inputs:
+        """Modules whose inputs are integers too, with their grids.
+
+        Raises:
+            GreenError: see :func:`greenllm.quantize.activations.read`.
+        """
+        return activations.read(self.quantization)
 
     @functools.cached_property
     def parameters(self) -> int:

@@ -122,7 +122,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 def unpack_bits(words: Tensor, bits: int) -> Tensor:
     """Undo :func:`pack_bits`: int32 [W, C] to uint8 [W * 32 / bits, C]."""
     if 8 % bits == 0:  # no code crosses a byte
-        octets = words.contiguous().view(torch.uint8).view(len(words), words.shape[1], 4).transpose(1, 2)
+        words = words.clone(memory_format=torch.contiguous_format)  # also where a single column hides its stride
+        octets = words.view(torch.uint8).view(len(words), words.shape[1], 4).transpose(1, 2)
         out = torch.empty(len(words), 4, 8 // bits, words.shape[1], dtype=torch.uint8)
         for i in range(8 // bits):
             out[:, :, i] = (octets >> (i * bits)) & (2**bits - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from greenllm import __version__
 from greenllm.checkpoint import Checkpoint, blocks_of
 from greenllm.errors import GreenError
+from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
 from greenllm.quantize.gptq import error_in, gptq
 from greenllm.quantize.grid import Grid
@@ -22,13 +24,14 @@ from greenllm.quantize.hqq import hqq
 from greenllm.quantize.linear import Moments, linears, set_weight, weight_of
 from greenllm.quantize.packed import Packed, to_gptq
 from greenllm.quantize.rtn import round_to_nearest
+from greenllm.quantize.smoothquant import smooth_block
 from greenllm.save import copy_side_files, write_config, write_shards
 from greenllm.step import Context
 from greenllm.walk import Walk
 
 _BATCH_TOKENS = 2048
 MOST_TOKENS = 1 << 15  # of calibration: second moments gain nothing from more
-_LOSS = ".loss"
+_LOSS, _INPUT = ".loss", ".input"  # notes about a module beside its tensors
 _LOOKUP = 0.1  # weight of a tied matrix's plain error as an embedding, beside its error as a head
 
 Grids = dict[str, Grid]  # by module name; a tied embedding goes by its head's
@@ -43,6 +46,7 @@ class Rounding:
     act_order: bool
     awq: bool = False
     polish: int = 1
+    smooth: float = 0
 
     def __call__(self, W: Tensor, H: Tensor | None, grid: Grid) -> Packed:
         """Round W [N, K]; H [K, K] is None for an embedding and where there is no data."""
@@ -56,7 +60,7 @@ class Rounding:
     @property
     def calibrated(self) -> bool:
         """Whether it needs H."""
-        return self.method == "gptq" or self.awq
+        return self.method == "gptq" or self.awq or self.smooth > 0
 
 
 def quantizable(checkpoint: Checkpoint) -> tuple[dict[str, nn.Module], list[str]]:
@@ -121,45 +125,66 @@ class Quantizer:
         checkpoint: dense.
         grids: the grid of each module; modules without one stay as they are.
         rounding: how.
+        activations: what becomes of the inputs of the blocks' linears.
     """
 
-    def __init__(self, checkpoint: Checkpoint, grids: Grids, rounding: Rounding) -> None:
+    def __init__(self, checkpoint: Checkpoint, grids: Grids, rounding: Rounding, activations: Kind = "float") -> None:
         self.checkpoint, self.grids, self.rounding = checkpoint, grids, rounding
+        self.activations = activations
+        self.watches = activations in ("static", "symmetric")
         self.outside = [name for name in quantizable(checkpoint)[1] if name in grids]
         ((self.common, _),) = Counter(g for n, g in grids.items() if n not in self.outside).most_common(1)
 
     def run(self, out: Path, context: Context) -> dict[str, Any]:
         """Write a checkpoint in the GPTQ tensor layout into ``out``; returns what the manifest keeps."""
-        calibrated = self.rounding.calibrated
-        ids = context.samples() if calibrated else torch.zeros(1, 8, dtype=torch.int64)
+        ids = context.samples() if self.rounding.calibrated or self.watches else torch.zeros(1, 8, dtype=torch.int64)
         walk = Walk(self.checkpoint, [{"input_ids": b} for b in batches(ids)], context.work)
         context.progress.stage(f"quantizing {len(walk.blocks)} blocks", len(walk.blocks))
         walk.run(self._block, context.progress)
         copy_side_files(self.checkpoint.path, out)
         write_shards(out, self._tensors(walk))
-        write_config(out, self.checkpoint.config, self._quantization_config())
+        write_config(out, self.checkpoint.config, self._quantization_config(self._inputs(walk)))
         losses = {n.removesuffix(_LOSS): float(t) for n, t in walk.tensors() if n.endswith(_LOSS)}
         return _summary(self.checkpoint, losses)
 
     def _block(self, name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str, Tensor]:
         layers = {n: m for n, m in linears(block).items() if f"{name}.{n}" in self.grids}
-        # AWQ looks at one grid a block; the readers of one tensor share theirs in any case
-        kept = scale_block(name, block, forward, self.common) if self.rounding.awq else {}
-        moments = Moments(layers)
-        if self.rounding.calibrated:
-            with moments.watching():
+        kept = self._scale(name, block, forward)
+        moments, ranges = Moments(layers), Ranges(layers)
+        with ExitStack() as stack:
+            if self.rounding.calibrated:
+                stack.enter_context(moments.watching())
+            if self.watches:
+                stack.enter_context(ranges.watching())
+            if self.rounding.calibrated or self.watches:
                 forward()
         for short, layer in layers.items():
             full, W = f"{name}.{short}", weight_of(layer).contiguous()
             H = moments.of(short) if self.rounding.calibrated else None
             try:
                 packed = self.rounding(W, H, self.grids[full])
+                if self.watches:
+                    found = ranges.grid(short, symmetric=self.activations == "symmetric")
+                    kept[f"{full}{_INPUT}"] = torch.tensor([found.scale, found.zero], dtype=torch.float64)
             except GreenError as e:
                 raise GreenError(f"{full}: {e.what}", e.fix) from e
             kept[f"{full}{_LOSS}"] = _loss(W, packed, H)
             set_weight(layer, packed.dequantize())
             kept |= {f"{full}.{part}": t for part, t in to_gptq(packed).items()}
         return kept
+
+    def _scale(self, name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str, Tensor]:
+        if self.rounding.smooth:
+            return smooth_block(name, block, forward, self.rounding.smooth)
+        # AWQ looks at one grid a block; the readers of one tensor share theirs in any case
+        return scale_block(name, block, forward, self.common) if self.rounding.awq else {}
+
+    def _inputs(self, walk: Walk) -> dict[str, InputGrid | None]:
+        """The grids of the inputs, as the kind of activations wants them."""
+        if self.activations == "dynamic":
+            return {name: None for name in self.grids if name not in self.outside}
+        notes = ((n.removesuffix(_INPUT), t.tolist()) for n, t in walk.tensors() if n.endswith(_INPUT))
+        return {name: InputGrid(scale, int(zero)) for name, (scale, zero) in notes}
 
     def _head_moments(self, walk: Walk) -> dict[str, Tensor]:
         """H of the head's inputs after the quantized blocks. An embedding alone has none: it is looked up."""
@@ -175,7 +200,7 @@ class Quantizer:
         checkpoint, done = self.checkpoint, set[str]()
         moments = self._head_moments(walk)
         for name, tensor in walk.tensors():
-            if not name.endswith(_LOSS):
+            if not name.endswith((_LOSS, _INPUT)):
                 done |= {name, name.rpartition(".")[0] + ".weight"}
                 yield name, tensor
         for module in self.outside:
@@ -187,7 +212,7 @@ class Quantizer:
             if name not in done:
                 yield name, checkpoint.tensor(name)
 
-    def _quantization_config(self) -> dict[str, Any]:
+    def _quantization_config(self, inputs: dict[str, InputGrid | None]) -> dict[str, Any]:
         """What other readers of the layout look for, in GPTQModel's words."""
         other = {n: g for n, g in self.grids.items() if g != self.common or n in self.outside}
         return {
@@ -195,7 +220,7 @@ class Quantizer:
             "static_groups": True, "true_sequential": False, "damp_percent": self.rounding.damp,
             "lm_head": self.checkpoint.head in self.outside,
             "dynamic": {f"+:^{re.escape(n)}$": _words(g) for n, g in other.items()},
-            "meta": {"quantizer": [f"greenllm:{__version__}"]},
+            "meta": {"quantizer": [f"greenllm:{__version__}"]} | ({"inputs": words(inputs)} if inputs else {}),
         }  # fmt: skip
 
 

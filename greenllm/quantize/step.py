@@ -9,6 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from greenllm.checkpoint import Checkpoint
+from greenllm.errors import GreenError
+from greenllm.quantize.activations import Kind
 from greenllm.quantize.grid import Grid
 from greenllm.quantize.linear import weight_of
 from greenllm.quantize.run import MOST_TOKENS, Grids, Quantizer, Rounding, check_grids, quantizable
@@ -28,6 +30,14 @@ class Quantize:
     group: int = Field(32, ge=-1, description="inputs that share a scale; -1 for the whole row")
     symmetric: bool = Field(True, description="no zero points: smaller, and the only kind TensorRT reads")
     awq: bool = Field(False, description="first scale inputs by how large they are (calibrated); with rtn: AWQ itself")
+    activations: Kind = Field(
+        "float",
+        description="inputs of the blocks' linears: float, or 8 bit: dynamic (range found at run time), static "
+        "(range calibrated), symmetric (static without zero point: the only kind TensorRT reads)",
+    )
+    smooth: float = Field(
+        0, ge=0, le=1, description="SmoothQuant's alpha: outliers of the inputs go into the weights; 0 is off"
+    )
     act_order: bool = Field(True, description="gptq: round the inputs that matter most first")
     damp: float = Field(0.01, gt=0, le=1, description="gptq: share of the mean diagonal added to the Hessian")
     polish: int = Field(1, ge=0, le=20, description="gptq: turns of solving for scales and improving codes afterwards")
@@ -37,12 +47,12 @@ class Quantize:
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration samples."""
-        return self.rounding.calibrated
+        return self.rounding.calibrated or self.activations in ("static", "symmetric")
 
     @property
     def rounding(self) -> Rounding:
         """How weights are put onto their grids."""
-        return Rounding(self.method, self.damp, self.act_order, self.awq, self.polish)
+        return Rounding(self.method, self.damp, self.act_order, self.awq, self.polish, self.smooth)
 
     def grids(self, checkpoint: Checkpoint) -> Grids:
         """The grid of each module that becomes integers."""
@@ -54,11 +64,15 @@ class Quantize:
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse weights that are integers already and group sizes that do not divide, by layer name."""
+        if self.awq and self.smooth:
+            raise GreenError("awq and smooth both scale the inputs.", "Choose one of --awq and --smooth.")
         check_grids(checkpoint, self.grids(checkpoint), dict.fromkeys(quantizable(checkpoint)[1], "head-group"))
 
     def estimate(self, checkpoint: Checkpoint, tokens: int) -> Estimate:
         """Two forward passes and a Hessian a layer, at the speed a matrix product runs here now."""
-        found = estimate(checkpoint, (1 + self.awq) * tokens * self.calibrated, head=bool(self.head_bits))
+        found = estimate(
+            checkpoint, (1 + self.awq + (self.smooth > 0)) * tokens * self.calibrated, head=bool(self.head_bits)
+        )
         if self.method == "hqq":
             found.seconds += checkpoint.parameters / 5e5
         return found
@@ -66,7 +80,7 @@ class Quantize:
     def run(self, checkpoint: Checkpoint, out: Path, context: Context) -> dict[str, Any]:
         """Walk, quantize, and write a checkpoint in the GPTQ tensor layout into ``out``."""
         self.check(checkpoint)
-        return Quantizer(checkpoint, self.grids(checkpoint), self.rounding).run(out, context)
+        return Quantizer(checkpoint, self.grids(checkpoint), self.rounding, self.activations).run(out, context)
 
 
 def estimate(checkpoint: Checkpoint, tokens: int, *, head: bool) -> Estimate:
