@@ -174,6 +174,7 @@ def run_steps(
     """
     todo = plan(model, recipe)
     progress = progress or Silent()
+    progress.note(f"{todo.estimate.words}.")
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         _begin(part, todo, progress)
         checkpoint = _steps(todo, part, None, progress)

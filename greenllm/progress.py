@@ -29,3 +29,9 @@ class Silent:
 
     def note(self, text: str) -> None:
         """See :class:`Progress`."""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

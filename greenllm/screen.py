@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from greenllm.progress import clock
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -73,9 +75,8 @@ def say_plan(console: Console, todo: Plan, out: Path, *, bench: bool) -> None:
     what = f"[bold]{escape(kind)}[/], {c.parameters / 1e6:.1f} M parameters, {c.task}"
     how = f"recipe [bold]{escape(todo.recipe.name)}[/] ({escape(steps)}) for [bold]{escape(todo.target)}[/]"
     console.print(f"{what}; {how} → {escape(str(out))}", soft_wrap=True)
-    seconds = todo.estimate.seconds
     more = f", then about {clock(_BENCH_SECONDS)} for the bench" if bench else ""
-    console.print(f"About {clock(seconds)} and {todo.estimate.peak_bytes / 1e9:.1f} GB of memory at the peak{more}.")
+    console.print(f"{todo.estimate.words}{more}.")
     if todo.estimate.peak_bytes > todo.memory:
         console.print(
             f"Only {todo.memory / 1e9:.1f} GB of memory are free now: this may be killed.", style="bold yellow"
@@ -101,9 +102,3 @@ def say_result(screen: Console, done: Artifact) -> None:
     if done.manifest.details.get("task") == "text-generation":
         command = f'greenllm run {shlex.quote(str(done.path))} "Why is the sky blue?"'
         screen.print(f"{'Run it':16} [bold]{escape(command)}[/]", soft_wrap=True, highlight=False)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people say them."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from greenllm.checkpoint import Checkpoint
-from greenllm.progress import Progress, Silent
+from greenllm.progress import Progress, Silent, clock
 
 BASE_BYTES = 450e6  # the interpreter with torch and transformers
 
@@ -24,6 +24,11 @@ class Estimate:
 
     seconds: float
     peak_bytes: float
+
+    @property
+    def words(self) -> str:
+        """For people, before it starts."""
+        return f"About {clock(self.seconds)} and {self.peak_bytes / 1e9:.1f} GB of memory at the peak"
 
 
 @dataclass
