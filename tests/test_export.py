@@ -198,7 +198,8 @@ def test_onnx_encoders_at_any_batch_and_length(bert, tmp_path, packed):
             want = source(**feed).last_hidden_state.numpy()
         got = session.run(["last_hidden_state"], {k: v.numpy() for k, v in feed.items()})[0]
         kept = mask.numpy().astype(bool)
-        np.testing.assert_allclose(got[kept], want[kept], atol=1e-4)
+        # a packed encoder's inputs are 8-bit integers on this target
+        np.testing.assert_allclose(got[kept], want[kept], atol=1e-2 if packed else 1e-4)
 
 
 def test_quantized_onnx_is_plain_and_the_runtime_fuses_it(llama, tmp_path):

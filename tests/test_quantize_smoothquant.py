@@ -198,7 +198,7 @@ def test_a_graph_is_fused_and_computes_what_its_integers_stand_for(tmp_path, kin
     x = inputs()[None]
     grid = None if kind == "dynamic" else grid_of(float(x.min()), float(x.max()), symmetric=kind == "symmetric")
     ops, session = fused(graph_of(tmp_path, packed, grid), tmp_path)
-    assert ops <= {"DynamicQuantizeMatMul", "QuantizeLinear", "MatMulIntegerToFloat"}
+    assert ops <= {"DynamicQuantizeMatMul", "QuantizeLinear", "MatMulIntegerToFloat", "Add"}
     codes, scales = int8_rows(packed)
     rounded = dynamic_round(x) if grid is None else grid.round(x)
     want = rounded.numpy() @ (codes * scales[:, None]).T + 1
