@@ -64,7 +64,10 @@ def test_torch_runner_gives_the_models_own_perplexity_and_greedy_answer(llama):
 
     from greenllm.bench.runners import torch as runner
 
+    threads = torch.get_num_threads()
     found = runner.load(str(llama), 1)
+    torch.set_num_threads(threads)
+    assert torch.is_grad_enabled()  # a runner in this process leaves others their gradients
     tokens = list(range(3, 60))
     with torch.inference_mode():
         model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()

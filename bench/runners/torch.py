@@ -16,7 +16,6 @@ from greenllm.checkpoint import Checkpoint, open_checkpoint
 def load(path: str, threads: int) -> Runner:
     """See :class:`greenllm.bench.runners.Loader`."""
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     checkpoint = open_checkpoint(path)
     model = checkpoint.load_model()
     if checkpoint.task == "text-generation":
@@ -55,12 +54,14 @@ class TorchDecoder(Decoder):
         """See :class:`greenllm.bench.runners.Runner`."""
         return self._forward([token])
 
+    @torch.no_grad()
     def _forward(self, tokens: list[int]) -> int:
         ids = torch.tensor([tokens])
         out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last)
         self._cache = out.past_key_values
         return int(out.logits[0, -1].argmax())
 
+    @torch.no_grad()
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`."""
         self._cache = None
@@ -80,6 +81,7 @@ class TorchEncoder(Encoder):
         self.info = _info(checkpoint, model)
         self._pooling = pooling.mode(checkpoint.path)
 
+    @torch.no_grad()
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`."""
         ids, mask = pooling.pad(batch)

@@ -39,6 +39,7 @@ class Fisher:
     embedding: Tensor
 
 
+@torch.enable_grad()
 def fisher(model: Any, layers: dict[str, nn.Module], batches: list[Tensor], seed: int, progress: Progress) -> Fisher:
     """One forward and backward pass over the samples; the weights stay as they are.
 

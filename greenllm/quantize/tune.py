@@ -102,6 +102,7 @@ class Tuner:
             losses = [self._loss(part) * len(part) / len(ids) for part in _parts(ids)]
         return float(sum(losses))
 
+    @torch.enable_grad()
     def _step(self, batch: Tensor, pace: float) -> float:
         self._put()
         total = 0.0
