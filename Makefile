@@ -11,7 +11,7 @@ COUNTRY ?=
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint figures clean
+.PHONY: demo test lint figures curve clean
 
 demo: demo/smollm2-int4
 	@echo "Report: $(CURDIR)/demo/smollm2-int4/report.html"
@@ -38,6 +38,11 @@ demo/smollm2-int4: demo/SmolLM2-135M-Instruct.gguf
 # The figures of the README: make figures MODEL=checkpoint TEXT=wikitext-2-test.txt COUNTRY=DEU
 figures: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" COUNTRY=$(COUNTRY) bench/figures.sh $(MODEL) $(TEXT)
+
+# Quality against size and speed, beside other tools: make curve MODEL=checkpoint TEXT=wikitext-2-test.txt CALIBRATION=c4.jsonl
+curve: .venv/ready
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev,peers]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" bench/curve.sh $(MODEL) $(TEXT) $(CALIBRATION)
 
 # torch first and alone: with it in place nothing asks for another build of it.
 .venv/ready: pyproject.toml constraints.txt
