@@ -68,16 +68,6 @@ def make_tokenizer(path, vocab=128):
     fast.save_pretrained(path)
 
 
-@pytest.fixture(autouse=True)
-def _gradients():
-    """A torch runner turns gradients off for its whole process; here that is the tests' own."""
-    import torch
-
-    before = torch.is_grad_enabled()
-    yield
-    torch.set_grad_enabled(before)
-
-
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory):
     return make_llama(tmp_path_factory.mktemp("llama") / "tiny-llama")
