@@ -16,6 +16,8 @@ from typing import Any
 
 import transformers
 
+from greenllm.older import older
+
 _BUILDER = "onnxruntime-genai"
 _TODAYS = (0, 18)
 _KNOWN = {"default", "llama3", "longrope"}  # to older ones; every other kind they take for the default
@@ -61,22 +63,33 @@ def refuse(rope: dict[str, Any], installed: str) -> None:
         SystemExit: with the reason.
     """
     kind = rope.get("rope_type", "a kind for each layer")
-    if rope and kind not in _KNOWN and tuple(int(x) for x in installed.split(".")[:2]) < _TODAYS:
+    if rope and kind not in _KNOWN and older(installed, *_TODAYS):
         raise SystemExit(
             f"its rotary embedding ({kind}) needs {_BUILDER} 0.18 and so Python 3.11; here is {installed}."
         )
 
 
-def rename_tokenizer(out: Path) -> None:
-    """Call the tokenizer of any fast kind what all versions of the runtime call it; transformers takes both names."""
+def plain_tokenizer(out: Path) -> None:
+    """Name and decoder of the tokenizer as all versions of the runtime read them; transformers means the same.
+
+    The runtime takes a decoder of SentencePiece's steps, which one from a GGUF has, for a SentencePiece tokenizer,
+    and then splits text of a byte-level one at the wrong places.
+    """
     file = out / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file = out / "tokenizer.json"
+    whole = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    split, decoder = whole.get("pre_tokenizer") or {}, whole.get("decoder") or {}
+    steps = decoder.get("decoders", [])
+    if split.get("type") == "ByteLevel" and any(s["type"] == "ByteLevel" for s in steps):
+        whole["decoder"] = next(s for s in steps if s["type"] == "ByteLevel")
+        file.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
     transformers.AutoConfig, transformers.GenerationConfig = Config, Generation
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
-    rename_tokenizer(Path(sys.argv[sys.argv.index("-o") + 1]))
+    plain_tokenizer(Path(sys.argv[sys.argv.index("-o") + 1]))

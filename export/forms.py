@@ -21,6 +21,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from greenllm.errors import GreenError
 from greenllm.export.graph import Writer
+from greenllm.older import older
 from greenllm.quantize.packed import Packed
 
 Form = Literal["nbits", "qdq"]
@@ -201,7 +202,7 @@ def squeeze(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _refuse_two_bits(installed: str) -> None:
-    if tuple(int(x) for x in installed.split(".")[:2]) < _TWO_BITS:
+    if older(installed, *_TWO_BITS):
         raise GreenError(
             f"ONNX Runtime {installed} has no kernels for 2-bit weights; 1.27 has, and needs Python 3.11.",
             "Quantize with --bits 3 or more, or export with Python 3.11.",

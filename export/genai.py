@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -21,8 +22,10 @@ from greenllm.errors import GreenError
 from greenllm.export.last_position import cut_to_last_position
 from greenllm.export.quantized import Quantized, quantize_graph
 from greenllm.export.targets import Target
+from greenllm.older import older
 from greenllm.progress import Progress
 
+_LAST_ONLY = (0, 18)  # 0.11 has room for the logits of all positions, and refuses a graph that gives one
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
 
 
@@ -73,7 +76,8 @@ def write_genai(checkpoint: Checkpoint, out: Path, work: Path, target: Target, p
 def _finish(built: Path) -> None:
     """Have the graph compute one position's logits, and say how wide its cache is, which the builder leaves open."""
     model = onnx.load(str(built / GRAPH), load_external_data=False)
-    cut_to_last_position(model)
+    if not older(version("onnxruntime-genai"), *_LAST_ONLY):
+        cut_to_last_position(model)
     width = json.loads((built / CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
     for value in (*model.graph.input, *model.graph.output):
         if value.name.startswith(("past_key_values.", "present.")):

@@ -9,6 +9,7 @@ from typing import Any
 
 from greenllm import artifact
 from greenllm.errors import GreenError
+from greenllm.older import older
 
 
 def stream(
@@ -53,7 +54,14 @@ def stream(
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     parameters.set_search_options(max_length=length, **sampling)
     generator = og.Generator(loaded, parameters)
-    generator.append_tokens(ids)
+    try:
+        generator.append_tokens(ids)
+    except RuntimeError as e:
+        old = older(og.__version__, 0, 18)
+        raise GreenError(
+            f"{path} cannot be run by onnxruntime-genai {og.__version__}: {str(e).splitlines()[0]}",
+            "It was exported for 0.18, which needs Python 3.11; export it with what you have here." if old else "",
+        ) from e
     decoder = tokenizer.create_stream()
     while not generator.is_done():
         generator.generate_next_token()

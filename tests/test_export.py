@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,9 @@ from greenllm.errors import GreenError
 from greenllm.export import builder, rotary, verify
 from greenllm.export.graph import Weights
 from greenllm.export.targets import load_target, target_names
+from greenllm.older import older
 
+OLD = older(version("onnxruntime-genai"), 0, 18)  # its builder leaves gate and up apart
 PROMPT = [5, 17, 33, 21, 64, 9, 80]
 
 
@@ -87,7 +90,7 @@ def test_genai_streams_what_torch_says(tmp_path, exact, packed, tied):
     assert details["inputs"][0] == "input_ids"
     assert details["outputs"][0] == "logits"
     if packed:
-        assert details["operators"]["MatMulNBits"] == 2 * 4 + 1  # q, k and v in one, gate and up in one
+        assert details["operators"]["MatMulNBits"] == 2 * (4 + OLD) + 1  # q, k and v in one, gate and up in one
         assert details["operators"]["GatherBlockQuantized"] == 1
         assert details["tied"] is tied
 
@@ -112,6 +115,16 @@ def test_a_rotary_embedding_that_an_old_builder_gets_wrong_is_refused(rope):
     builder.refuse({}, "0.11.4")
     with pytest.raises(SystemExit, match=r"needs onnxruntime-genai 0\.18"):
         builder.refuse(rope, "0.11.4")
+
+
+def test_a_byte_level_tokenizer_from_a_gguf_is_not_taken_for_sentencepiece(tmp_path):
+    level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    steps = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, level]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": {"type": "ByteLevel"}, "decoder": steps}))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    builder.plain_tokenizer(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["decoder"] == level
+    assert "PreTrainedTokenizerFast" in (tmp_path / "tokenizer_config.json").read_text()
 
 
 def run_onnx(session, ids, past=None, offset=0):
@@ -213,7 +226,7 @@ def test_quantized_onnx_is_plain_and_the_runtime_fuses_it(llama, tmp_path):
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(str(done.path / "model.onnx"), options, providers=["CPUExecutionProvider"])
     fused = onnx.load(str(tmp_path / "optimized.onnx"), load_external_data=False)
-    head = tuple(int(x) for x in onnxruntime.__version__.split(".")[:2]) >= (1, 25)  # older ones fuse 4 bits, not its 8
+    head = not older(onnxruntime.__version__, 1, 25)  # they fuse 4 bits, not its 8
     assert sum(n.op_type == "MatMulNBits" for n in fused.graph.node) == 2 * 7 + head
 
 
@@ -323,10 +336,18 @@ def test_minilm_keeps_its_meaning(minilm, tmp_path):
 
 
 def test_smollm2_streams_and_stays_small(smollm2, tmp_path):
+    import onnxruntime_genai as og
+    from tokenizers import Tokenizer
+
     packed = quantized(smollm2, tmp_path / "q")
     done = greenllm.export(packed, tmp_path / "g")
     details = done.manifest.details
     assert details["bits_per_weight"] < 5.45
-    assert details["operators"]["MatMulNBits"] == 30 * 4 + 1
+    assert details["operators"]["MatMulNBits"] == 30 * (4 + OLD) + 1
     assert details["verified"]["kl_divergence"] < 0.02
     assert len(genai_greedy(done.path, [1, 504, 3575], 4)) == 7
+    text = "The quick brown fox's 12345\n\tnaïve 東京 😀"
+    runtime = og.Tokenizer(og.Model(str(done.path)))
+    ids = [int(i) for i in runtime.encode(text)]
+    assert ids == Tokenizer.from_file(str(smollm2 / "tokenizer.json")).encode(text).ids
+    assert runtime.decode(ids) == text

@@ -14,6 +14,7 @@ from greenllm.export.forms import squeeze
 from greenllm.export.graph import DATA, Weights
 from greenllm.export.matching import Library
 from greenllm.export.quantized import quantize_graph
+from greenllm.older import older
 from greenllm.quantize.grid import Grid
 from greenllm.quantize.rtn import round_to_nearest
 
@@ -86,7 +87,7 @@ def x(rows=5, k=K):
 
 
 FORMS = pytest.mark.parametrize("form", ["nbits", "qdq"])
-OLD = tuple(int(x) for x in onnxruntime.__version__.split(".")[:2]) < (1, 27)
+OLD = older(onnxruntime.__version__, 1, 27)
 
 
 def skip_two_bits(form, bits):
