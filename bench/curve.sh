@@ -23,15 +23,16 @@ pack int8 quantize --bits 8 --group 64 --head-bits 8 --head-group 64
 tune m3.6-packed m3.6-tuned 60
 tune m3.6-tuned m3.6-again 50
 tune int4-packed int4-tuned 60
+tune m6.3-packed m6.3-tuned 32
 ship m3.6-again m3.6
 ship int4-tuned int4-learned
 ship int4-packed int4
 ship m5.3-packed m5.3
-ship m6.3-packed m6.3
+ship m6.3-tuned m6.3
 ship int8-packed int8
-for peer in llamacpp-q8_0 llamacpp-q4_k_m llamacpp-q4_0 ort-genai-int4 openvino-int4 olive-gptq-int4; do
+for peer in llamacpp-q8_0 llamacpp-q4_k_m llamacpp-q4_0 ort-genai-int4 openvino-int4; do
     python -m greenllm.bench.peers "$model" --out "$out/peers" --calibration "$calibration" --only "$peer"
 done
 python -m greenllm.bench.curve "$model" --text "$text" --out "$out/report" --effort "${EFFORT:-quick}" \
     --ours "$out"/{m3.6,int4,int4-learned,m5.3,m6.3,int8} \
-    --peers "$out"/peers/{llamacpp-q8_0,llamacpp-q4_k_m,llamacpp-q4_0,ort-genai-int4,openvino-int4,olive-gptq-int4}
+    --peers "$out"/peers/{llamacpp-q8_0,llamacpp-q4_k_m,llamacpp-q4_0,ort-genai-int4,openvino-int4}
