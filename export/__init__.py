@@ -66,6 +66,8 @@ def export(
         inputs = integer_inputs(source, found) if kind == "onnx" and source.quantized else {}
         checked = verify(source, part, kind, int8=int8, inputs=inputs)
         progress.advance()
+        for text in checked.get("tokenizer_departs", []):
+            progress.note(f"WARNING. ORT-GenAI's tokenizer splits this otherwise than Hugging Face's: {text[:60]!r}")
         details: dict[str, Any] = {
             "task": source.task, "target": found.name, "entry": GRAPH, **_names(part / GRAPH),
             "parameters": source.parameters, "tied": source.tied,

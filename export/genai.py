@@ -22,10 +22,9 @@ from greenllm.errors import GreenError
 from greenllm.export.last_position import cut_to_last_position
 from greenllm.export.quantized import Quantized, quantize_graph
 from greenllm.export.targets import Target
-from greenllm.older import older
+from greenllm.older import LAST_POSITION, older
 from greenllm.progress import Progress
 
-_LAST_ONLY = (0, 18)  # 0.11 has room for the logits of all positions, and refuses a graph that gives one
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
 
 
@@ -58,7 +57,7 @@ def write_genai(checkpoint: Checkpoint, out: Path, work: Path, target: Target, p
     progress.advance()
     built = work / "built" if checkpoint.quantized else out
     _build(checkpoint, dense, built, work / "cache")
-    _finish(built)
+    _finish(built, target.genai or version("onnxruntime-genai"))
     progress.advance()
     if not checkpoint.quantized:
         return None
@@ -73,10 +72,10 @@ def write_genai(checkpoint: Checkpoint, out: Path, work: Path, target: Target, p
     return found
 
 
-def _finish(built: Path) -> None:
+def _finish(built: Path, runtime: str) -> None:
     """Have the graph compute one position's logits, and say how wide its cache is, which the builder leaves open."""
     model = onnx.load(str(built / GRAPH), load_external_data=False)
-    if not older(version("onnxruntime-genai"), *_LAST_ONLY):
+    if not older(runtime, *LAST_POSITION):
         cut_to_last_position(model)
     width = json.loads((built / CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
     for value in (*model.graph.input, *model.graph.output):

@@ -25,6 +25,7 @@ class Target(BaseModel):
         formats: the format that runs each task best there.
         accuracy_level: of MatMulNBits: 4 multiplies in int8, 0 in float32.
         operators: in plain ONNX the standard ones alone, or those of ONNX Runtime too.
+        genai: the oldest onnxruntime-genai that must run it, as "0.11"; None: the one that is installed here.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,6 +36,7 @@ class Target(BaseModel):
     formats: dict[str, Format]
     accuracy_level: int = Field(4, ge=0, le=4)
     operators: Literal["standard", "onnxruntime"] = "standard"
+    genai: str | None = Field(None, pattern=r"^\d+(\.\d+)+$")
 
 
 def target_names() -> list[str]:

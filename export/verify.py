@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.last_position import FIRST
+from greenllm.export.tokenizer import ENGLISH, departing_texts
 from greenllm.quantize.activations import InputGrid, Inputs, dynamic_round
 
-_TEXT = "The water cycle describes how water evaporates from the sea, rises, cools into clouds, and falls as rain. " * 4
 _TOKENS, _STEPS = 48, 4
 # Largest mean KL divergence (nats a token) or relative error that the arithmetic explains: fp32 sums in another
 # order, or activations rounded to int8.
@@ -52,8 +52,9 @@ def verify(
     got = _graph(checkpoint, path, ids)
     if got.shape != want.shape or not np.isfinite(got).all():
         raise GreenError(f"The exported {kind} model gives {got.shape} values where torch gives {want.shape}, or NaN.")
+    departs: list[str] = []
     if kind == "genai":
-        _generate(path, ids, got, slack=_SLACK[arithmetic])
+        departs = _generate(checkpoint, path, ids, got, slack=_SLACK[arithmetic])
     relative = float(np.abs(got - want).max() / np.abs(want).max())
     found: dict[str, Any] = {
         "against": "torch fp32",
@@ -61,6 +62,8 @@ def verify(
         "tokens": len(want),
         "max_relative_error": relative,
     }
+    if departs:
+        found["tokenizer_departs"] = departs
     if inputs:
         found["error"] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
         found["error_of_rounding"] = float(
@@ -87,7 +90,7 @@ def _tokens(checkpoint: Checkpoint) -> tuple[NDArray[np.int64], str]:
     from transformers import AutoTokenizer
 
     try:
-        ids = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)(_TEXT)["input_ids"]
+        ids = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)(ENGLISH * 4)["input_ids"]
         kind = "English text"
     except (OSError, ValueError):
         drawn = torch.Generator().manual_seed(0)
@@ -119,14 +122,20 @@ def _graph(checkpoint: Checkpoint, path: Path, ids: NDArray[np.int64]) -> NDArra
     return _decode(session, ids, _head_width(checkpoint)) if checkpoint.task == GENERATION else _encode(session, ids)
 
 
-def _generate(path: Path, ids: NDArray[np.int64], logits: NDArray[np.float32], *, slack: float) -> None:
+def _generate(
+    checkpoint: Checkpoint, path: Path, ids: NDArray[np.int64], logits: NDArray[np.float32], *, slack: float
+) -> list[str]:
     """Load the directory in ORT-GenAI and let it say the next token, which must be the graph's likeliest.
 
     Args:
+        checkpoint: the source.
         path: the directory.
         ids: int64 [T], the prompt.
         logits: float32 [T, V], what the graph gave for it.
         slack: how far below the likeliest its logit may be: two sums in another order.
+
+    Returns:
+        Texts that its tokenizer splits otherwise: :func:`greenllm.export.tokenizer.departing_texts`.
 
     Raises:
         GreenError: the runtime refuses the directory, or says another token.
@@ -135,7 +144,7 @@ def _generate(path: Path, ids: NDArray[np.int64], logits: NDArray[np.float32], *
 
     try:
         model = og.Model(str(path))
-        og.Tokenizer(model)
+        tokenizer = og.Tokenizer(model)
         search = og.GeneratorParams(model)
         search.set_search_options(max_length=len(ids) + 2, do_sample=False, batch_size=1)
         generator = og.Generator(model, search)
@@ -146,6 +155,7 @@ def _generate(path: Path, ids: NDArray[np.int64], logits: NDArray[np.float32], *
         raise GreenError(f"ORT-GenAI cannot run what was exported: {str(e).splitlines()[0][:300]}") from e
     if logits[-1, token] < logits[-1].max() - slack:
         raise GreenError(f"ORT-GenAI goes on with token {token} where its own graph has {int(logits[-1].argmax())}.")
+    return departing_texts(checkpoint, tokenizer)
 
 
 def _head_width(checkpoint: Checkpoint) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from greenllm import artifact
 from greenllm.errors import GreenError
-from greenllm.older import older
+from greenllm.older import cannot_run
 
 
 def stream(
@@ -57,11 +57,7 @@ def stream(
     try:
         generator.append_tokens(ids)
     except RuntimeError as e:
-        old = older(og.__version__, 0, 18)
-        raise GreenError(
-            f"{path} cannot be run by onnxruntime-genai {og.__version__}: {str(e).splitlines()[0]}",
-            "It was exported for 0.18, which needs Python 3.11; export it with what you have here." if old else "",
-        ) from e
+        raise cannot_run(path, og.__version__, e) from e
     decoder = tokenizer.create_stream()
     while not generator.is_done():
         generator.generate_next_token()

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from greenllm.errors import GreenError
+
+LAST_POSITION = (0, 18)  # onnxruntime-genai 0.11 has room for the logits of all positions, and refuses a graph of one
+
 
 def older(installed: str, *than: int) -> bool:
     """Whether a version such as "1.23.2" comes before ``than``, such as 1, 27."""
     return tuple(int(x) for x in installed.split(".")[: len(than)]) < than
+
+
+def cannot_run(path: Path, installed: str, error: RuntimeError) -> GreenError:
+    """For people: why this onnxruntime-genai does not run the model at ``path``, and the way out."""
+    hint = ""
+    if older(installed, *LAST_POSITION):
+        hint = 'Export it with what is here, or elsewhere for a target file that says genai: "0.11".'
+    return GreenError(f"{path} cannot be run by onnxruntime-genai {installed}: {str(error).splitlines()[0]}", hint)

@@ -48,13 +48,14 @@ def make_bert(path, *, seed=0, vocab=128):
 
 
 def make_tokenizer(path, vocab=128):
-    """One token a byte below ``vocab`` (so ASCII), ids as bytes."""
+    """One token a byte below ``vocab`` (so ASCII), and the blank."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from tokenizers.decoders import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<unk>", "<s>", "</s>", *alphabet][:vocab]
+    tokens = tokens if "Ġ" in tokens else [*tokens[:-1], "Ġ"]
     inner = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = ByteLevel()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from conftest import make_llama
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import greenllm
 from greenllm import artifact, pipeline, recipe
@@ -18,10 +21,12 @@ from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import builder, rotary, verify
 from greenllm.export.graph import Weights
+from greenllm.export.last_position import FIRST
 from greenllm.export.targets import load_target, target_names
-from greenllm.older import older
+from greenllm.export.tokenizer import departing_texts
+from greenllm.older import LAST_POSITION, cannot_run, older
 
-OLD = older(version("onnxruntime-genai"), 0, 18)  # its builder leaves gate and up apart
+OLD = older(version("onnxruntime-genai"), *LAST_POSITION)  # its builder leaves gate and up apart
 PROMPT = [5, 17, 33, 21, 64, 9, 80]
 
 
@@ -125,6 +130,44 @@ def test_a_byte_level_tokenizer_from_a_gguf_is_not_taken_for_sentencepiece(tmp_p
     builder.plain_tokenizer(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["decoder"] == level
     assert "PreTrainedTokenizerFast" in (tmp_path / "tokenizer_config.json").read_text()
+
+
+class Words:
+    """A runtime's tokenizer that is the checkpoint's but for what ``change`` does."""
+
+    def __init__(self, path, change):
+        self.theirs, self.change = AutoTokenizer.from_pretrained(path), change
+
+    def encode(self, text):
+        return self.change(text, self.theirs(text)["input_ids"])
+
+
+def test_a_tokenizer_that_splits_otherwise_is_found(tmp_path):
+    path = make_llama(tmp_path / "m")
+    source = open_checkpoint(path)
+    assert departing_texts(source, Words(path, lambda _, ids: ids)) == []
+    (found,) = departing_texts(source, Words(path, lambda text, ids: ids[:-1] if "don't" in text else ids))
+    assert "don't" in found
+    with pytest.raises(GreenError, match="splits English text otherwise"):
+        departing_texts(source, Words(path, lambda _, ids: ids[1:]))
+
+
+def test_a_target_names_the_oldest_runtime_that_must_run_it(tmp_path):
+    model = make_llama(tmp_path / "m", intermediate_size=192)
+    target = tmp_path / "old.yaml"
+    target.write_text('description: d\nformats: {text-generation: genai}\ngenai: "0.11"\n')
+    names = greenllm.export(model, tmp_path / "g", target=str(target)).manifest.details["inputs"]
+    graph = onnx.load(tmp_path / "g/model.onnx", load_external_data=False).graph
+    assert FIRST not in [i.name for i in graph.input]
+    assert names == [i.name for i in graph.input]
+
+
+@pytest.mark.parametrize(("installed", "hint"), [("0.11.4", "target file"), ("0.18.0", "")])
+def test_a_graph_that_the_runtime_refuses_is_told_in_words(installed, hint):
+    told = cannot_run(Path("m"), installed, RuntimeError("shape\nmore"))
+    assert told.what == f"m cannot be run by onnxruntime-genai {installed}: shape"
+    assert hint in told.fix
+    assert bool(told.fix) is bool(hint)
 
 
 def run_onnx(session, ids, past=None, offset=0):

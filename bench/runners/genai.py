@@ -14,6 +14,7 @@ from greenllm import artifact
 from greenllm.bench.runners import Decoder, Info, Runner
 from greenllm.bench.runners.onnxruntime import OnnxDecoder, open_session
 from greenllm.errors import GreenError
+from greenllm.older import cannot_run
 
 
 def load(path: str, threads: int) -> Runner:
@@ -51,8 +52,7 @@ class GenaiDecoder(Decoder):
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self._start(len(tokens) + answer)
-        self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+        self._start(tokens, len(tokens) + answer)
         return self._next()
 
     def step(self, token: int) -> int:
@@ -70,8 +70,7 @@ class GenaiDecoder(Decoder):
         """
         if self._whole is not None:
             return self._whole.logits(tokens)
-        self._start(len(tokens) + 1)
-        self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+        self._start(tokens, len(tokens) + 1)
         found: NDArray[np.float32] = self._generator.get_output("logits")[0].astype(np.float32, copy=False)
         if len(found) == 1 < len(tokens):
             self._whole = OnnxDecoder(open_session(self._directory / "model.onnx", self._threads), self._directory)
@@ -83,12 +82,16 @@ class GenaiDecoder(Decoder):
             )
         return found
 
-    def _start(self, length: int) -> None:
+    def _start(self, tokens: list[int], length: int) -> None:
         self._generator = None  # frees the old cache first
         search = og.GeneratorParams(self.model)
         # as long as asked, whatever the model says: an early end of answer would make queries unequal
         search.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=1)
         self._generator = og.Generator(self.model, search)
+        try:
+            self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+        except RuntimeError as e:
+            raise cannot_run(self._directory, og.__version__, e) from e
 
     def _next(self) -> int:
         self._generator.generate_next_token()
