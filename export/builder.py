@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,32 +25,28 @@ _KNOWN = {"default", "llama3", "longrope"}  # to older ones; every other kind th
 _SEARCH = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
-class Config(transformers.AutoConfig):
-    """AutoConfig that gives rotary parameters as attributes, too."""
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """See AutoConfig."""
-        config = super().from_pretrained(*args, **kwargs)
-        rope = getattr(config, "rope_parameters", None) or {}
-        refuse(rope, version(_BUILDER))
-        for name, value in rope.items():
-            if not hasattr(config, name):
-                setattr(config, name, value)
-        return config
+def with_rotary(config: Any) -> Any:
+    """A configuration with its rotary parameters as attributes, too."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    refuse(rope, version(_BUILDER))
+    for name, value in rope.items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    return config
 
 
-class Generation(transformers.GenerationConfig):
-    """GenerationConfig without None where transformers 4 had a default."""
+def with_search(config: Any) -> Any:
+    """A generation configuration without None where transformers 4 had a default."""
+    for name, value in _SEARCH.items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)
+    return config
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """See GenerationConfig."""
-        config = super().from_pretrained(*args, **kwargs)
-        for name, value in _SEARCH.items():
-            if getattr(config, name) is None:
-                setattr(config, name, value)
-        return config
+
+def then(kind: Any, change: Callable[[Any], Any]) -> None:
+    """Have all that ``kind`` loads changed; the class stays, because the builder's modules may hold it already."""
+    load = kind.from_pretrained
+    kind.from_pretrained = staticmethod(lambda *args, **kwargs: change(load(*args, **kwargs)))
 
 
 def refuse(rope: dict[str, Any], installed: str) -> None:
@@ -90,6 +87,7 @@ def plain_tokenizer(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    transformers.AutoConfig, transformers.GenerationConfig = Config, Generation
+    then(transformers.AutoConfig, with_rotary)
+    then(transformers.GenerationConfig, with_search)
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     plain_tokenizer(Path(sys.argv[sys.argv.index("-o") + 1]))

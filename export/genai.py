@@ -88,12 +88,12 @@ def _build(checkpoint: Checkpoint, dense: Path, out: Path, cache: Path) -> None:
     """Run the builder as a process of its own: its memory and its prints stay there."""
     out.mkdir(parents=True, exist_ok=True)
     c = checkpoint.config
-    # the builder takes any matrix as tall as the vocabulary for the head
+    # any matrix as tall as the vocabulary is taken for the head; an old builder would run a checkpoint's code
     fuse = 2 * getattr(c, "intermediate_size", 0) != c.vocab_size
     command = [
         sys.executable, "-m", "greenllm.export.builder",
         "-m", str(dense), "-i", str(dense), "-o", str(out), "-p", "fp32", "-e", "cpu", "-c", str(cache),
-        "--extra_options", f"fuse_mlp_gate_up={str(fuse).lower()}",
+        "--extra_options", f"fuse_mlp_gate_up={str(fuse).lower()}", "hf_remote=false",
     ]  # fmt: skip
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from greenllm import artifact
 from greenllm.errors import GreenError
-from greenllm.older import cannot_run
+from greenllm.older import cannot_run, silence
 
 
 def stream(
@@ -91,6 +91,7 @@ def _runtime() -> Any:
         import onnxruntime_genai
     except ImportError as e:
         raise GreenError("onnxruntime-genai is not installed.", 'Install it: pip install "greenllm[runtime]".') from e
+    silence(onnxruntime_genai)
     return onnxruntime_genai
 
 

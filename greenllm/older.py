@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 from greenllm.errors import GreenError
 
@@ -12,6 +13,12 @@ LAST_POSITION = (0, 18)  # onnxruntime-genai 0.11 has room for the logits of all
 def older(installed: str, *than: int) -> bool:
     """Whether a version such as "1.23.2" comes before ``than``, such as 1, 27."""
     return tuple(int(x) for x in installed.split(".")[: len(than)]) < than
+
+
+def silence(runtime: ModuleType) -> None:
+    """Have onnxruntime-genai send nothing to anyone; its older versions never did."""
+    if hasattr(runtime, "disable_telemetry_events"):
+        runtime.disable_telemetry_events()
 
 
 def cannot_run(path: Path, installed: str, error: RuntimeError) -> GreenError:

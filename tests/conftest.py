@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from greenllm.older import LAST_POSITION, older
+
+OLD = older(version("onnxruntime-genai"), *LAST_POSITION)
+FUSED = 4 + OLD  # matrices of an exported block: q, k and v are one; so are gate and up, but for an old builder
 SHARED = Path(os.environ.get("GREENLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MODELS = Path.home() / ".cache" / "greenllm-models"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import make_llama
+from conftest import FUSED, make_llama
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -24,9 +23,8 @@ from greenllm.export.graph import Weights
 from greenllm.export.last_position import FIRST
 from greenllm.export.targets import load_target, target_names
 from greenllm.export.tokenizer import departing_texts
-from greenllm.older import LAST_POSITION, cannot_run, older
+from greenllm.older import cannot_run, older
 
-OLD = older(version("onnxruntime-genai"), *LAST_POSITION)  # its builder leaves gate and up apart
 PROMPT = [5, 17, 33, 21, 64, 9, 80]
 
 
@@ -95,7 +93,7 @@ def test_genai_streams_what_torch_says(tmp_path, exact, packed, tied):
     assert details["inputs"][0] == "input_ids"
     assert details["outputs"][0] == "logits"
     if packed:
-        assert details["operators"]["MatMulNBits"] == 2 * (4 + OLD) + 1  # q, k and v in one, gate and up in one
+        assert details["operators"]["MatMulNBits"] == 2 * FUSED + 1
         assert details["operators"]["GatherBlockQuantized"] == 1
         assert details["tied"] is tied
 
@@ -130,6 +128,18 @@ def test_a_byte_level_tokenizer_from_a_gguf_is_not_taken_for_sentencepiece(tmp_p
     builder.plain_tokenizer(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["decoder"] == level
     assert "PreTrainedTokenizerFast" in (tmp_path / "tokenizer_config.json").read_text()
+
+
+def test_a_checkpoints_own_code_is_not_run(tmp_path):
+    model = make_llama(tmp_path / "m", intermediate_size=192)
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoConfig": "evil.Config"}}))
+    seen = tmp_path / "seen"
+    (model / "evil.py").write_text(
+        f"open({str(seen)!r}, 'w').close()\nfrom transformers import LlamaConfig as Config\n"
+    )
+    assert greenllm.export(model, tmp_path / "g", to="genai").kind == "genai"
+    assert not seen.exists()
 
 
 class Words:
@@ -386,7 +396,7 @@ def test_smollm2_streams_and_stays_small(smollm2, tmp_path):
     done = greenllm.export(packed, tmp_path / "g")
     details = done.manifest.details
     assert details["bits_per_weight"] < 5.45
-    assert details["operators"]["MatMulNBits"] == 30 * (4 + OLD) + 1
+    assert details["operators"]["MatMulNBits"] == 30 * FUSED + 1
     assert details["verified"]["kl_divergence"] < 0.02
     assert len(genai_greedy(done.path, [1, 504, 3575], 4)) == 7
     text = "The quick brown fox's 12345\n\tnaïve 東京 😀"

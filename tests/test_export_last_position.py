@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import make_llama
+from conftest import OLD, make_llama
 from onnx import TensorProto, helper, numpy_helper
 
 import greenllm
@@ -91,6 +91,7 @@ def test_a_graph_that_ends_in_an_unknown_operator_is_left_alone():
     assert model.SerializeToString() == before
 
 
+@pytest.mark.skipif(OLD, reason="this onnxruntime-genai wants all positions")
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_exported_decoder_scores_all_positions_and_goes_on_from_the_last(tmp_path, tied):
     model = make_llama(tmp_path / "m", tied=tied)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import yaml
-from conftest import make_bert, make_llama
+from conftest import FUSED, make_bert, make_llama
 
 import greenllm
 from greenllm import artifact, pipeline, quality, recipe
@@ -63,7 +63,7 @@ def test_result_is_whole_and_knows_where_it_came_from(compressed):
 def test_checkpoint_and_export_hold_the_same_integers(compressed):
     base, _ = compressed
     details = artifact.read(base / "out" / "deploy").manifest.details
-    assert details["operators"]["MatMulNBits"] == 2 * 4 + 1
+    assert details["operators"]["MatMulNBits"] == 2 * FUSED + 1
     assert details["verified"]["top1_agreement"] > 0.5
 
 

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import FUSED
 from safetensors.torch import load_file, save_file
 from test_export_quantized import Source, X, Y, write_graph, x
 from test_export_quantized import run as run_graph
@@ -236,7 +237,7 @@ def test_exports_say_what_torch_says(made, tmp_path, to, options):
     done = greenllm.export(made(**options), tmp_path / "o", to=to)
     details = done.manifest.details
     int8 = options["kind"] == "int8"
-    fused = 4 if to == "genai" else 7  # its builder makes q, k and v one matrix, and gate and up
+    fused = FUSED if to == "genai" else 7
     assert details["operators"].get("MatMulBnb4", 0) == (0 if int8 else 2 * fused)
     assert details["stored_bits"] == [8 if int8 else 4]
     # NF4 and FP4 are multiplied in float32: no noise is excused

@@ -14,12 +14,12 @@ from greenllm import artifact
 from greenllm.bench.runners import Decoder, Info, Runner
 from greenllm.bench.runners.onnxruntime import OnnxDecoder, open_session
 from greenllm.errors import GreenError
-from greenllm.older import cannot_run
+from greenllm.older import cannot_run, silence
 
 
 def load(path: str, threads: int) -> Runner:
     """See :class:`greenllm.bench.runners.Loader`."""
-    og.disable_telemetry_events()
+    silence(og)
     directory = Path(path)
     try:
         config = json.loads((directory / "genai_config.json").read_text(encoding="utf-8"))

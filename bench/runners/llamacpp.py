@@ -82,7 +82,7 @@ class LlamacppDecoder(Decoder):
         ids = (ctypes.c_int32 * len(tokens))(*tokens)
         self._decode(ll.llama_batch_get_one(ids, len(tokens)))
         last = ll.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(last, (self.info.vocabulary,)).argmax())
+        return int(np.argmax(np.ctypeslib.as_array(last, (self.info.vocabulary,))))
 
     def _decode(self, batch: Any) -> None:
         status = ll.llama_decode(self._context, batch)
