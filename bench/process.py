@@ -13,6 +13,7 @@ from multiprocessing import Pipe
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from greenllm.bench.child import get, put
 from greenllm.errors import GreenError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Model:
         """Begin a call without waiting; :meth:`result` ends it."""
         self._deadline = time.monotonic() + self._limit
         try:
-            self._pipe.send((method, arguments))
+            put(self._pipe, (method, arguments))
         except OSError:
             raise Failed(self._epitaph()) from None
 
@@ -88,7 +89,7 @@ class Model:
         while not self.done(min(1.0, self._limit)):
             pass
         try:
-            ok, *answer = self._pipe.recv()
+            ok, *answer = get(self._pipe)
         except (EOFError, OSError):
             late = f"No answer within {self._limit:g} s; it was stopped."
             raise Failed(late if self._late else self._epitaph()) from None
