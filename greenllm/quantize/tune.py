@@ -208,3 +208,13 @@ def compute_type(name: str) -> torch.dtype:
     fast = any(able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
     kind: torch.dtype = getattr(torch, ("bfloat16" if fast else "float32") if name == "auto" else name)
     return kind
+
+
+def as_type(model: Any, dtype: torch.dtype) -> Any:
+    """A teacher with its matrices in the type computed in; what is smaller keeps its digits."""
+    ends = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1 and id(module) not in ends:
+            weight.data = weight.data.to(dtype)
+    return model

@@ -1,0 +1,198 @@
+"""From a student's checkpoint and its teachers to a pupil that can be trained; all that is slow lies on disk.
+
+The leader of several processes prepares; followers read what it left in ``work``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from greenllm import artifact
+from greenllm.checkpoint import CLASSIFICATION, FEATURES, Checkpoint
+from greenllm.distill import cache, samples, student
+from greenllm.distill.data import Batch
+from greenllm.distill.hidden import layer_map
+from greenllm.distill.pupil import Lesson, Pupil
+from greenllm.distill.rows import Rows, autocast
+from greenllm.distill.samples import Samples, Texts
+from greenllm.distill.teachers import Teacher, Teachers
+from greenllm.distill.vocabulary import differences, has_tokenizer, numbers, tokenizer_of
+from greenllm.errors import GreenError
+from greenllm.progress import Progress
+from greenllm.quantize.tune import as_type
+
+_PLAN = "plan.json"
+_TIMED = 3  # passes to find out how long one takes
+
+
+@dataclass
+class School:
+    """A student, those who teach it, and what; see the fields of the step."""
+
+    checkpoint: Checkpoint
+    teachers: Teachers
+    texts: Texts
+    lesson: Lesson
+    dtype: torch.dtype
+    work: Path
+    seed: int
+    progress: Progress
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where the student's tokenizer lies: beside its weights, or else beside its first teacher's."""
+        own = self.checkpoint.path
+        return own if has_tokenizer(own) or not self.teachers.all else self.teachers.all[0].checkpoint.path
+
+    def introduce(self) -> None:
+        """Find out how each teacher reads the student's tokens.
+
+        Raises:
+            GreenError: teacher and student do other things, or their tokenizers do not meet.
+        """
+        ours = tokenizer_of(self.tokenizer_path)
+        task = CLASSIFICATION if self.texts.labels else self.checkpoint.task
+        others = 0
+        for teacher in self.teachers.all:
+            theirs = tokenizer_of(teacher.checkpoint.path)
+            if teacher.checkpoint.task != task:
+                raise GreenError(
+                    f"{teacher.name} does {teacher.checkpoint.task}; the student does {task}.", "See --teacher."
+                )
+            found = numbers(ours, theirs)
+            if found is None:
+                self._refuse_spans(teacher, task, differences(ours, theirs))
+                self.progress.note(f"{teacher.name} has another tokenizer: compared over aligned pieces of text.")
+                teacher.spans, others = others, others + 1
+            elif not self._same(teacher, found):
+                teacher.numbers = found
+
+    def samples(self) -> Samples:
+        """Rows, made on first use."""
+        ours = tokenizer_of(self.tokenizer_path)
+        owners = [*(t.checkpoint for t in self.teachers.all), self.checkpoint]
+
+        def make() -> Samples:
+            if self.texts.labels:
+                return samples.of_labels(ours, owners, self.texts, self.seed)
+            return samples.of_texts(ours, self.checkpoint, self.teachers.all, self.texts, self.seed, self.progress)
+
+        return samples.kept(self.work, make)
+
+    def pupil(self, rows: Samples, layers: str, directory: str, top: int) -> Pupil:
+        """The student and all it learns from; adapters come later (:func:`greenllm.distill.recover.adapt`)."""
+        model: Any = student.load(self.checkpoint, rows.classes, self.seed).requires_grad_()
+        inside = self.lesson.hidden > 0 or self.lesson.attention > 0
+        for teacher in self.teachers.all:
+            teacher.model = _on_device(as_type(teacher.checkpoint.load_model(), self.dtype))
+        pairs = None
+        if inside:
+            first = self.teachers.all[0].model
+            pairs = layer_map(layers, model.config.num_hidden_layers, first.config.num_hidden_layers)
+            if self.lesson.attention:
+                model.set_attn_implementation("eager")
+                first.set_attn_implementation("eager")
+        made = self._cache(directory, top, rows) if directory else None
+        torch.manual_seed(self.seed)
+        states = not rows.classes and self.checkpoint.task == FEATURES
+        teachers = self.teachers if self.lesson.taught else None
+        found = Pupil(model, self.lesson, teachers, made, pairs, states=states)
+        if made:
+            for teacher in self.teachers.all:
+                teacher.model = None  # it was asked
+        return _on_device(found)
+
+    def _same(self, teacher: Teacher, found: torch.Tensor) -> bool:
+        """Whether tokens have the same numbers, and both models are as wide."""
+        if self.texts.labels or self.checkpoint.task == FEATURES:
+            return bool((found == torch.arange(len(found))).all())
+        widths = self.checkpoint.config.vocab_size, teacher.checkpoint.config.vocab_size
+        return widths[0] == widths[1] and bool((found == torch.arange(len(found))).all())
+
+    def _refuse_spans(self, teacher: Teacher, task: str, how: str) -> None:
+        inside = "hidden states and attention" if self.lesson.hidden or self.lesson.attention else ""
+        if what := inside or (task if task in (CLASSIFICATION, FEATURES) else ""):
+            raise GreenError(
+                f"{teacher.name} has another tokenizer than the student ({how}); {what} need the same.",
+                "Take a teacher with the student's tokenizer, or learn from --logits of a language model.",
+            )
+
+    def _cache(self, directory: str, top: int, rows: Samples) -> cache.Cache:
+        if self.lesson.hidden or self.lesson.attention or any(t.spans is not None for t in self.teachers.all):
+            raise GreenError(
+                "A cache has predictions over the student's tokens alone.",
+                "Leave out --cache; or --hidden, --attention, and teachers with other tokenizers.",
+            )
+        everything = Rows(_joined(rows.learn, rows.judge))
+
+        def ask(some: range) -> torch.Tensor:
+            batch = _on_device({k: v[some.start : some.stop] for k, v in everything.samples.items()})
+            with autocast(self.dtype):
+                log_p = self.teachers.answer(batch, self.lesson.temperature).log_p
+            assert log_p is not None  # noqa: S101 - other tokenizers were refused
+            return log_p.cpu()
+
+        outputs = int(ask(range(1)).shape[-1])
+        width = everything.samples["input_ids"].shape[1]
+        identity = cache.Identity(
+            teachers=[f"{_hash(t.checkpoint)} {t.weight:.6g} {self.teachers.choose}" for t in self.teachers.all],
+            samples=cache.digest(everything.samples["input_ids"]), rows=len(everything), outputs=outputs,
+            places=[] if rows.classes else [width], top=min(top, outputs), temperature=self.lesson.temperature,
+        )  # fmt: skip
+        return cache.fill(Path(directory).expanduser(), identity, ask, self.progress)
+
+
+def remembered(work: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was found out before training, once: a resumed run goes by the same."""
+    file = work / _PLAN
+    if not file.exists():
+        artifact.write_atomic(file, json.dumps(make()))
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def seconds_of_a_pass(pupil: Pupil, rows: Batch, count: int, dtype: torch.dtype) -> float:
+    """How long ``count`` rows take forward and backward: the median of a few."""
+    batch = _on_device(Rows(rows).collate([i % len(rows["input_ids"]) for i in range(count)]))
+    taken = []
+    for _ in range(_TIMED):
+        begin = time.perf_counter()
+        with torch.enable_grad(), autocast(dtype):
+            loss, _said = pupil(batch)
+        loss.backward()
+        pupil.zero_grad(set_to_none=True)
+        taken.append(time.perf_counter() - begin)
+    return sorted(taken)[_TIMED // 2]
+
+
+def _joined(learn: Batch, judge: Batch) -> Batch:
+    """Both one after the other, padded to the longer."""
+    found = {}
+    for key in learn:
+        a, b = learn[key], judge[key]
+        if a.dim() > 1:
+            width = max(a.shape[1], b.shape[1])
+            a, b = (torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in (a, b))
+        found[key] = torch.cat([a, b])
+    return found
+
+
+def _hash(checkpoint: Checkpoint) -> str:
+    """Of a checkpoint's files."""
+    files = artifact.hash_files(checkpoint.path)
+    return hashlib.sha256(json.dumps({n: f.sha256 for n, f in files.items()}).encode()).hexdigest()[:16]
+
+
+def _on_device(what: Any) -> Any:
+    """On the GPU if there is one."""
+    if not torch.cuda.is_available():
+        return what
+    return {k: v.cuda() for k, v in what.items()} if isinstance(what, dict) else what.cuda()
