@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -173,5 +172,6 @@ def _shard(path: Path, i: int) -> Path:
     return path / f"shard-{i:05d}.safetensors"
 
 
-def _size(count: Any) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"  # noqa: PLR2004
+def _size(count: float) -> str:
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u or n == "kB")
+    return f"{count / unit:.1f} {name}"

@@ -53,19 +53,19 @@ class Distill:
     )
     samples: int = Field(0, ge=0, description="rows to learn from at most; 0: all there are, 512 of own words")
     length: int = Field(256, ge=8, le=131072, description="tokens of a row")
-    logits: float = Field(1, ge=0, description="weight of the teacher's predictions in the loss")
-    task: float = Field(0, ge=0, description="weight of the task's own loss: the next token, or the label")
-    hidden: float = Field(0, ge=0, description="weight of the (first) teacher's hidden states")
-    attention: float = Field(0, ge=0, description="weight of its attention maps")
+    logits: float = Field(1.0, ge=0, description="weight of the teacher's predictions in the loss")
+    task: float = Field(0.0, ge=0, description="weight of the task's own loss: the next token, or the label")
+    hidden: float = Field(0.0, ge=0, description="weight of the (first) teacher's hidden states")
+    attention: float = Field(0.0, ge=0, description="weight of its attention maps")
     layers: str = Field(
         "even", description="its layer for each layer of the student: even, last, or numbers with commas"
     )
     kind: Kind = Field("forward", description="divergence of predictions: forward or reverse KL, or js")
-    temperature: float = Field(1, gt=0, le=100, description="of predictions, student's and teacher's")
+    temperature: float = Field(1.0, gt=0, le=100, description="of predictions, student's and teacher's")
     steps: int = Field(0, ge=0, description="updates; 0: as epochs say")
-    epochs: float = Field(1, gt=0, description="how often each row is seen")
+    epochs: float = Field(1.0, gt=0, description="how often each row is seen")
     minutes: float = Field(
-        0, ge=0, description="as many steps as fit, found from the first ones; 0: as steps or epochs say"
+        0.0, ge=0, description="as many steps as fit, found from the first ones; 0: as steps or epochs say"
     )
     rows: int = Field(8, ge=1, description="rows an update, over all processes")
     accumulate: int = Field(4, ge=1, description="passes that an update adds up: more need less memory")
