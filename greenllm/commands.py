@@ -40,11 +40,11 @@ def _command(name: str, kind: Any) -> Callable[..., None]:
         from greenllm.distill.processes import rank
         from greenllm.screen import Bars
 
-        given = (
-            {"source": fields.pop("calibration")} | {k: fields.pop(k) for k in ("samples", "length")} if asks else {}
-        )
+        calibration = {k: fields.pop(k) for k in ("calibration", "samples", "length") if asks}
+        if asks:
+            calibration["source"] = calibration.pop("calibration")
         made = recipe.Recipe(
-            name=name, seed=seed, calibration=recipe.Calibration.model_validate(given),
+            name=name, seed=seed, calibration=recipe.Calibration.model_validate(calibration),
             steps=[recipe.make_step(name, fields, name)],
         )  # fmt: skip
         if rank():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from greenllm.progress import Progress
 SELF = "self"
 _HELD_OUT = 16  # one of so many windows is kept to be judged on
 _MOST_HELD = 32  # windows
+_BYTES_A_TOKEN = 4  # of text, for estimates
 OWN = 512  # windows of own words where no number is given: they take a while
 
 Batch = dict[str, Tensor]  # rows of "input_ids", "attention_mask" and whatever else a lesson needs
@@ -127,3 +129,9 @@ def _repeat(windows: Tensor, count: int, name: str, progress: Progress) -> Tenso
     if count > len(windows):
         progress.note(f"{name} is repeated {count / len(windows):.1f} times to have its weight.")
     return windows[torch.arange(max(1, count)) % len(windows)]
+
+
+def windows_in(source: str, length: int) -> int:
+    """Windows of a source, about, without reading it."""
+    path = Path(source).expanduser()
+    return max(1, path.stat().st_size // _BYTES_A_TOKEN // length) if path.is_file() else OWN

@@ -20,8 +20,9 @@ from greenllm.checkpoint import CLASSIFICATION, FEATURES, Checkpoint
 from greenllm.distill import cache, samples, student
 from greenllm.distill.data import Batch
 from greenllm.distill.hidden import layer_map
+from greenllm.distill.judge import autocast
 from greenllm.distill.pupil import Lesson, Pupil
-from greenllm.distill.rows import Rows, autocast
+from greenllm.distill.rows import Rows
 from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Teacher, Teachers
 from greenllm.distill.vocabulary import differences, has_tokenizer, numbers, tokenizer_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -15,20 +16,18 @@ from greenllm import calibration
 from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.distill import data, labelled, recover, student
 from greenllm.distill.divergence import Kind
+from greenllm.distill.judge import measure, score, verdict
+from greenllm.distill.pace import Pace, Schedule
 from greenllm.distill.processes import meet
 from greenllm.distill.pupil import Lesson, Pupil
 from greenllm.distill.recover import What
-from greenllm.distill.rows import measure
 from greenllm.distill.run import School, remembered, seconds_of_a_pass
 from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Choose, Teacher, Teachers
-from greenllm.distill.trainer import Pace, Schedule, train
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
 from greenllm.quantize.tune import compute_type
 from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
-
-_BYTES_A_TOKEN = 4  # of text, for the estimate
 
 
 @dataclass(config={"extra": "forbid"})
@@ -116,7 +115,7 @@ class Distill:
         """Each token goes forward in teacher and student and backward in the student; weights four times in memory."""
         del tokens  # of calibration: there is none
         n, dtype = checkpoint.parameters, compute_type(self.compute)
-        rows = self.samples or sum(_rows_in(source, self.length) for source in self.texts.mix)
+        rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
         seen = self.steps * self.rows or rows * self.epochs
         speed = flops_per_second() * (2 if dtype == torch.bfloat16 else 1)
         seconds = self.minutes * 60 or seen * self.length * n * (6 + 2 * self.lesson.taught) / speed
@@ -140,8 +139,8 @@ class Distill:
         context.progress.stage(f"learning, in {str(school.dtype).removeprefix('torch.')}", plan["steps"])
         found = self._train(school, rows, pupil, plan["steps"])
         before, after = plan["before"], measure(pupil, rows.judge, school.dtype)
-        kept = "before" if self.keep == "better" and _score(after) >= _score(before) else "after"
-        context.progress.note(_verdict(before, after, kept))
+        kept = "before" if self.keep == "better" and score(after) >= score(before) else "after"
+        context.progress.note(verdict(before, after, kept))
         model = recover.merged(pupil.student)
         if kept == "before":
             model = student.load(checkpoint, rows.classes, context.seed)
@@ -207,28 +206,10 @@ class Distill:
         return max(1, int(60 * self.minutes / one))
 
     def _train(self, school: School, rows: Samples, pupil: Pupil, steps: int) -> dict[str, Any]:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft loads it, and it advises about kernels
+        from greenllm.distill.trainer import train
+
         pace = Pace(
             steps, self.rows, self.accumulate, self.rate, self.schedule, school.dtype, school.seed, self.report_to
         )  # fmt: skip
         return train(pupil, rows.learn, pace, school.work / "train", school.progress)
-
-
-def _score(found: dict[str, float]) -> float:
-    """Lower is better: mistakes of a classifier, else what was to be made small."""
-    return -found["accuracy"] if "accuracy" in found else found["loss"]
-
-
-def _verdict(before: dict[str, float], after: dict[str, float], kept: str) -> str:
-    """How it went, loudly where it went wrong."""
-    words = ", ".join(f"{k} {v:.4g} → {after[k]:.4g}" for k, v in before.items())
-    if _score(after) >= _score(before):
-        return f"WARNING. It got worse on held-out rows: {words}; what was {kept} is kept."
-    if "nll" in after and after["nll"] > before["nll"]:
-        return f"WARNING. It learned, but held-out text surprises it more than before: {words}."
-    return f"On held-out rows: {words}."
-
-
-def _rows_in(source: str, length: int) -> int:
-    """Rows of a source, about."""
-    path = Path(source).expanduser()
-    return max(1, path.stat().st_size // _BYTES_A_TOKEN // length) if path.is_file() else data.OWN

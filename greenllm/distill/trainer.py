@@ -10,17 +10,19 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from greenllm.distill import recover
 from greenllm.distill.data import Batch
+from greenllm.distill.pace import Pace
 from greenllm.distill.processes import world
 from greenllm.distill.pupil import Pupil
 from greenllm.distill.rows import Rows
@@ -28,26 +30,11 @@ from greenllm.distill.watch import Watch
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
 
-Schedule = Literal["cosine", "linear", "constant"]
 _KEPT = 2  # states: the last, and the one before until the last is whole
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _WHOLE = "whole"
 _EXTRA = "adalora.safetensors"
 _NOTES = 10  # lines a run
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How a run goes: updates, rows an update over all processes, passes that an update adds up, and the rate."""
-
-    steps: int
-    rows: int
-    accumulate: int = 1
-    rate: float = 1e-4
-    schedule: Schedule = "cosine"
-    dtype: torch.dtype = torch.float32
-    seed: int = 0
-    report_to: str = ""
 
 
 class DistilTrainer(Trainer):
@@ -119,12 +106,12 @@ def train(pupil: Pupil, samples: Batch, pace: Pace, work: Path, progress: Progre
     """
     rows = Rows(samples)
     trainer = DistilTrainer(model=pupil, args=arguments(pace, work), train_dataset=rows, data_collator=rows.collate)
-    _quiet(trainer)
+    trainer.remove_callback(PrinterCallback)  # its lines are for programmers
     tokens = float(samples["attention_mask"].sum()) / len(rows) * pace.rows
     watch = Watch(trainer, progress, tokens)
     trainer.add_callback(watch)
     last = last_whole(work)
-    with torch.enable_grad():
+    with torch.enable_grad(), _quiet():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     pupil.eval()
     done = trainer.state.global_step - watch.first
@@ -161,11 +148,15 @@ def last_whole(work: Path) -> Path | None:
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
-def _quiet(trainer: Trainer) -> None:
-    """No lines on standard output beside ours."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advice for programmers."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager
