@@ -362,6 +362,29 @@ def test_mistakes_are_told(home, tmp_path, student, fields, says):
     assert not (tmp_path / "out").exists()
 
 
+def test_minutes_are_as_many_steps_as_fit(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("greenllm.distill.step.seconds_of_a_pass", lambda *_: 3.0)
+    found = distill(home, "student", tmp_path / "out", teacher="teacher", steps=0, minutes=0.5)
+    assert result(found)["steps"] == 4  # of two passes of 3 s and a little for the update
+
+
+def test_every_field_is_an_option_and_nothing_asks_for_calibration(capsys):
+    from greenllm.cli import main
+
+    with pytest.raises(SystemExit) as e:
+        main(["distill", "--help"])
+    said = capsys.readouterr().out
+    assert not e.value.code
+    assert all(f"--{key.replace('_', '-')}" in said for key in recipe.keys_of("distill"))
+    assert "--calibration" not in said
+
+
+def test_other_steps_do_not_run_in_several_processes(home, tmp_path, monkeypatch):
+    made = recipe.Recipe(name="q", steps=[recipe.make_step("quantize", {"method": "rtn"}, "q")])
+    with pytest.raises(GreenError, match="quantize runs in one process"):
+        pipeline.follow(home / "student", tmp_path / "out", made)
+
+
 def test_a_quantized_student_is_sent_to_tune(home, tmp_path):
     made = recipe.Recipe(name="q", steps=[recipe.make_step("quantize", {"method": "rtn", "head_bits": 8}, "q")])
     done = pipeline.run_steps(home / "student", tmp_path / "q", made)

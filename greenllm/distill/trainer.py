@@ -128,7 +128,7 @@ def arguments(pace: Pace, work: Path) -> TrainingArguments:
             "See --rows and --accumulate.",
         )
     gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(work), max_steps=pace.steps,
         per_device_train_batch_size=pace.rows // pace.accumulate // processes,
         gradient_accumulation_steps=pace.accumulate, learning_rate=pace.rate,
@@ -140,6 +140,8 @@ def arguments(pace: Pace, work: Path) -> TrainingArguments:
         ddp_find_unused_parameters=True if processes > 1 else None, seed=pace.seed, data_seed=pace.seed,
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=gpu, optim="adamw_torch",
     )  # fmt: skip
+    found._n_gpu = min(1, found.n_gpu)  # noqa: SLF001 - one process, one GPU: teachers are not replicated
+    return found
 
 
 def last_whole(work: Path) -> Path | None:
