@@ -116,6 +116,10 @@ def test_a_cache_of_all_tokens_teaches_the_same(home, plain, tmp_path):
     assert any("likeliest tokens" in n for n in told.notes)
     assert_same(weights(cached), weights(plain), rtol=1e-3, atol=2e-5)
     assert result(cached)["loss_after"] == pytest.approx(result(plain)["loss_after"], rel=1e-3)
+    with pytest.MonkeyPatch.context() as patched:  # what lies there whole needs no teacher
+        patched.setattr("greenllm.distill.run.School._load", lambda *_: pytest.fail("the teacher was loaded"))
+        again = distill(home, "student", tmp_path / "d", teacher="teacher", cache=str(tmp_path / "c"), top=300)
+    assert_same(weights(again), weights(cached))
     with pytest.raises(GreenError, match="another request: its teachers differ"):
         distill(home, "student", tmp_path / "b", teacher="second", cache=str(tmp_path / "c"), top=300)
 
@@ -292,6 +296,21 @@ def test_a_classifier_is_fine_tuned_and_teaches_another(home, tmp_path):
     student = distill(home, "small", tmp_path / "out", teacher="classifier", temperature=2, **options)
     assert result(student)["accuracy_after"] == 1
     assert result(student)["teachers"] == [str(home / "classifier")]
+
+
+def test_zeros_of_a_sparse_student_stay(home, tmp_path):
+    from safetensors.torch import save_file
+
+    make_llama(tmp_path / "sparse", vocab=300, seed=1)
+    tensors = load_file(tmp_path / "sparse" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name][:, ::2] = 0
+    save_file(tensors, tmp_path / "sparse" / "model.safetensors", {"format": "pt"})
+    found = weights(distill(home, tmp_path / "sparse", tmp_path / "out", teacher="teacher"))
+    assert torch.equal(found[name] == 0, tensors[name] == 0)
+    assert not torch.equal(found[name], tensors[name])
+    with pytest.raises(GreenError, match="would fill the zeros"):
+        distill(home, tmp_path / "sparse", tmp_path / "lora", teacher="teacher", train="lora")
 
 
 def test_an_encoder_without_a_head_learns_states(home, tmp_path):

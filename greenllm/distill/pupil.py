@@ -56,7 +56,7 @@ class Pupil(nn.Module):
         self.pairs = pairs or []
         self.project = None
         if lesson.hidden and teachers:
-            widths = student.config.hidden_size, teachers.all[0].model.config.hidden_size
+            widths = student.config.hidden_size, teachers.all[0].checkpoint.config.hidden_size
             self.project = Projections(self.pairs, *widths)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from greenllm.distill.student import sparse
 from greenllm.errors import GreenError
 
 What = Literal["all", "lora", "dora", "adalora"]
@@ -23,10 +24,12 @@ def adapt(student: Any, what: What, rank: int, steps: int, *, classifier: bool, 
     """The student with adapters on all linear layers of its blocks; "all" is the student itself, all of it learning.
 
     Raises:
-        GreenError: peft is not installed, or a rank beyond 4096.
+        GreenError: peft is not installed, the student is sparse, or there are too few steps for AdaLoRA.
     """
     if what == "all":
         return student.requires_grad_()
+    if sparse(student):
+        raise GreenError("Adapters would fill the zeros of a sparse student.", "Leave out --train.")
     try:
         import peft
     except ModuleNotFoundError as e:

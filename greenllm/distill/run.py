@@ -89,34 +89,39 @@ class School:
         return samples.kept(self.work, make)
 
     def pupil(self, rows: Samples, layers: str, directory: str, top: int) -> Pupil:
-        """The student and all it learns from; adapters come later (:func:`greenllm.distill.recover.adapt`)."""
-        model: Any = student.load(self.checkpoint, rows.classes, self.seed).requires_grad_()
-        inside = self.lesson.hidden > 0 or self.lesson.attention > 0
+        """The student and all it learns from; adapters come later (:func:`greenllm.distill.recover.adapt`).
+
+        With a cache, teachers are gone before the student comes: each may need the memory alone.
+        """
+        made = self._cache(directory, top, rows) if directory else None
         for teacher in self.teachers.all:
-            teacher.model = _on_device(as_type(teacher.checkpoint.load_model(), self.dtype))
+            teacher.model = None if made else teacher.model or self._load(teacher)
+        model: Any = student.load(self.checkpoint, rows.classes, self.seed).requires_grad_()
+        if held := student.sparse(model):
+            self.progress.note(f"{len(held)} matrices are sparse; their zeros stay.")
+            for matrix in held:
+                student.hold_zeros(matrix)
         pairs = None
-        if inside:
+        if self.lesson.hidden or self.lesson.attention:
             first = self.teachers.all[0].model
             pairs = layer_map(layers, model.config.num_hidden_layers, first.config.num_hidden_layers)
             if self.lesson.attention:
                 model.set_attn_implementation("eager")
                 first.set_attn_implementation("eager")
-        made = self._cache(directory, top, rows) if directory else None
         torch.manual_seed(self.seed)
         states = not rows.classes and self.checkpoint.task == FEATURES
         teachers = self.teachers if self.lesson.taught else None
-        found = Pupil(model, self.lesson, teachers, made, pairs, states=states)
-        if made:
-            for teacher in self.teachers.all:
-                teacher.model = None  # it was asked
-        return _on_device(found)
+        return _on_device(Pupil(model, self.lesson, teachers, made, pairs, states=states))
+
+    def _load(self, teacher: Teacher) -> Any:
+        return _on_device(as_type(teacher.checkpoint.load_model(), self.dtype))
 
     def _same(self, teacher: Teacher, found: torch.Tensor) -> bool:
         """Whether tokens have the same numbers, and both models are as wide."""
+        in_place = bool((found == torch.arange(len(found))).all())
         if self.texts.labels or self.checkpoint.task == FEATURES:
-            return bool((found == torch.arange(len(found))).all())
-        widths = self.checkpoint.config.vocab_size, teacher.checkpoint.config.vocab_size
-        return widths[0] == widths[1] and bool((found == torch.arange(len(found))).all())
+            return in_place
+        return in_place and self.checkpoint.config.vocab_size == teacher.checkpoint.config.vocab_size
 
     def _refuse_spans(self, teacher: Teacher, task: str, how: str) -> None:
         inside = "hidden states and attention" if self.lesson.hidden or self.lesson.attention else ""
@@ -126,28 +131,40 @@ class School:
                 "Take a teacher with the student's tokenizer, or learn from --logits of a language model.",
             )
 
-    def _cache(self, directory: str, top: int, rows: Samples) -> cache.Cache:
+    def refuse_cache(self) -> None:
+        """A cache has predictions over the student's tokens or classes, and nothing else.
+
+        Raises:
+            GreenError: something else is to be learned.
+        """
         if self.lesson.hidden or self.lesson.attention or any(t.spans is not None for t in self.teachers.all):
             raise GreenError(
                 "A cache has predictions over the student's tokens alone.",
                 "Leave out --cache; or --hidden, --attention, and teachers with other tokenizers.",
             )
-        everything = Rows(_joined(rows.learn, rows.judge))
+        if self.checkpoint.task == FEATURES and not self.texts.labels:
+            raise GreenError("An encoder's states are not cached.", "Leave out --cache.")
+
+    def _cache(self, directory: str, top: int, rows: Samples) -> cache.Cache:
+        everything = Rows(_joined(rows.learn, rows.judge)).samples
+        width = everything["input_ids"].shape[1]
+        n = self.teachers.all[0].numbers
+        outputs = len(rows.classes) or (int(self.checkpoint.config.vocab_size) if n is None else len(n))
+        identity = cache.Identity(
+            teachers=[f"{_hash(t.checkpoint)} {t.weight:.6g} {self.teachers.choose}" for t in self.teachers.all],
+            samples=cache.digest(everything["input_ids"]), rows=len(everything["row"]), outputs=outputs,
+            places=[] if rows.classes else [width], top=min(top, outputs), temperature=self.lesson.temperature,
+        )  # fmt: skip
 
         def ask(some: range) -> torch.Tensor:
-            batch = _on_device({k: v[some.start : some.stop] for k, v in everything.samples.items()})
+            for teacher in self.teachers.all:
+                teacher.model = teacher.model or self._load(teacher)
+            batch = _on_device({k: v[some.start : some.stop] for k, v in everything.items()})
             with autocast(self.dtype):
                 log_p = self.teachers.answer(batch, self.lesson.temperature).log_p
             assert log_p is not None  # noqa: S101 - other tokenizers were refused
             return log_p.cpu()
 
-        outputs = int(ask(range(1)).shape[-1])
-        width = everything.samples["input_ids"].shape[1]
-        identity = cache.Identity(
-            teachers=[f"{_hash(t.checkpoint)} {t.weight:.6g} {self.teachers.choose}" for t in self.teachers.all],
-            samples=cache.digest(everything.samples["input_ids"]), rows=len(everything), outputs=outputs,
-            places=[] if rows.classes else [width], top=min(top, outputs), temperature=self.lesson.temperature,
-        )  # fmt: skip
         return cache.fill(Path(directory).expanduser(), identity, ask, self.progress)
 
 

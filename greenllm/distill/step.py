@@ -168,6 +168,8 @@ class Distill:
         teachers = Teachers(self._teachers(source) if self.lesson.taught else [], self.choose)
         school = School(checkpoint, teachers, self.texts, self.lesson, compute_type(self.compute), work, seed, progress)
         school.introduce()
+        if self.cache:
+            school.refuse_cache()
         return school
 
     def _teachers(self, source: Checkpoint | None) -> list[Teacher]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_SPARSE = 0.1  # share of zeros that nobody gets by chance
+
+
 def with_fresh_weights(path: Path, seed: int) -> Path:
     """A checkpoint of random weights for a directory that has a ``config.json`` and no weights; others as they are.
 
@@ -58,6 +61,17 @@ def load(checkpoint: Checkpoint, classes: list[str], seed: int) -> PreTrainedMod
     model = _classifier(checkpoint, classes, seed) if classes else checkpoint.load_model()
     model.config.use_cache = False
     return model
+
+
+def sparse(model: nn.Module) -> list[nn.Parameter]:
+    """Matrices that were pruned to zeros."""
+    return [p for p in model.parameters() if p.dim() > 1 and float((p == 0).float().mean()) >= _SPARSE]
+
+
+def hold_zeros(parameter: nn.Parameter) -> None:
+    """Let zeros be zeros while the rest of a matrix learns."""
+    kept = parameter.detach() != 0
+    parameter.register_hook(lambda grad: grad * kept.to(grad.device))
 
 
 def _classifier(checkpoint: Checkpoint, classes: list[str], seed: int) -> PreTrainedModel:

@@ -61,7 +61,8 @@ class Teacher:
     def logits(self, outputs: Any) -> Tensor:
         """Its predictions over the student's tokens, or its classes."""
         found: Tensor = outputs[0]
-        return found if self.numbers is None else found[..., self.numbers.to(found.device)]
+        of_tokens = self.numbers is not None and found.dim() > 2  # noqa: PLR2004 - [B, T, V]; classes are [B, C]
+        return found[..., self.numbers.to(found.device)] if of_tokens else found  # type: ignore[union-attr]
 
 
 @dataclass
