@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_tokenizer
 
 from greenllm.distill import data, labelled
-from greenllm.distill.samples import Samples, kept
+from greenllm.distill.samples import Samples, _classes, kept
 from greenllm.distill.vocabulary import tokenizer_of
 from greenllm.errors import GreenError
 from greenllm.progress import Silent
@@ -108,6 +109,21 @@ def test_classes_are_in_the_order_of_numbers():
     assert labelled.classes([table]) == ["-1", "9", "10"]
     with pytest.raises(GreenError, match="the label '10'; known: 9"):
         labelled.encode(table, None, ["9"], 8)
+
+
+def test_classes_keep_the_order_of_who_knows_them():
+    def owner(*names, task="text-classification"):
+        config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=len(names))
+        return SimpleNamespace(config=config, task=task, path="there")
+
+    fresh = owner("LABEL_0", "LABEL_1", task="feature-extraction")
+    assert _classes(["neg", "pos"], [owner("pos", "neg")], fresh) == ["pos", "neg"]
+    assert _classes(["0", "1"], [owner("NEGATIVE", "POSITIVE")], fresh) == ["0", "1"]
+    assert _classes(["no", "yes"], [owner("LABEL_0", "LABEL_1")], fresh) == ["no", "yes"]
+    assert _classes(["a", "b", "c"], [], owner("LABEL_0", "LABEL_1")) == ["a", "b", "c"]
+    for labels in (["bad", "good"], ["0", "1", "2"]):
+        with pytest.raises(GreenError, match="there calls its classes POSITIVE, NEGATIVE"):
+            _classes(labels, [owner("POSITIVE", "NEGATIVE")], fresh)
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,10 @@ def _with_spans(tokenizer: Tokenizer, ids: Tensor, others: list[Teacher]) -> Bat
     return found
 
 
-def of_labels(tokenizer: Tokenizer, owners: list[Checkpoint], texts: Texts, seed: int) -> Samples:
-    """Rows of a labelled file; classes are named as the first classifier among ``owners`` names them, if it does.
+def of_labels(
+    tokenizer: Tokenizer, student: Checkpoint, teachers: list[Teacher], texts: Texts, seed: int
+) -> Samples:  # fmt: skip
+    """Rows of a labelled file; classes are in the order of the classifiers that know them.
 
     Raises:
         GreenError: see :mod:`greenllm.distill.labelled`; or labels that a classifier does not know.
@@ -100,17 +102,22 @@ def of_labels(tokenizer: Tokenizer, owners: list[Checkpoint], texts: Texts, seed
     if texts.count:
         order = torch.randperm(len(learn.texts), generator=torch.Generator().manual_seed(seed)).tolist()
         learn = learn.rows(order[: texts.count])
-    names = _classes(labelled.classes([learn, judge]), owners)
+    names = _classes(labelled.classes([learn, judge]), [t.checkpoint for t in teachers], student)
     both = [labelled.encode(t, tokenizer, names, texts.length) for t in (learn, judge)]
     return Samples(both[0], both[1], names)
 
 
-def _classes(labels: list[str], owners: list[Checkpoint]) -> list[str]:
-    for owner in owners:
-        if owner.task == CLASSIFICATION:
-            names = [str(owner.config.id2label[i]) for i in range(owner.config.num_labels)]
-            if set(labels) <= set(names):
-                return names
-            if len(labels) != len(names):
-                raise GreenError(f"{owner.path} tells {len(names)} classes apart; the labels are {', '.join(labels)}.")
+def _classes(labels: list[str], teachers: list[Checkpoint], student: Checkpoint) -> list[str]:
+    """The labels as classes in their order: the teachers' order, the student's own, or that of numbers and letters."""
+    numbered = labels == [str(i) for i in range(len(labels))]
+    for owner in [*teachers, student]:
+        names = [str(owner.config.id2label[i]) for i in range(owner.config.num_labels)]
+        if owner.task == CLASSIFICATION and set(labels) <= set(names):
+            return names
+        nameless = numbered or names == [f"LABEL_{i}" for i in range(len(names))]
+        if owner is not student and not (nameless and len(names) == len(labels)):
+            raise GreenError(
+                f"{owner.path} calls its classes {', '.join(names[:20])}; the labels are {', '.join(labels[:20])}.",
+                "Name them alike, or learn from another teacher.",
+            )
     return labels
