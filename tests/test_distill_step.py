@@ -40,6 +40,7 @@ def home(tmp_path_factory):
     make_llama(path / "narrow", vocab=300, seed=1, hidden_size=32)
     make_llama(path / "letters", vocab=128, seed=2)
     make_bert(path / "encoder", vocab=300)
+    make_bert(path / "encoder2", vocab=300, seed=6)
     make_bert(path / "small", vocab=300, seed=4)
     (path / "fox.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     (path / "sun.txt").write_text("Energy and carbon are counted for every query that is asked. " * 40)
@@ -357,6 +358,9 @@ def test_curves_for_tensorboard(home, tmp_path):
         ("student", {"teacher": "teacher", "logits": 0}, "Every weight of the loss is 0"),
         ("student", {"teacher": "teacher", "rows": 9}, "9 rows do not divide into 2 passes"),
         ("student", {"teacher": "teacher", "minutes": 1}, "Both steps and minutes"),
+        ("small", {"teacher": "encoder", "task": 1}, "no task of its own"),
+        ("small", {"teacher": "encoder,encoder2"}, "learns from one teacher"),
+        ("small", {"teacher": "encoder", "cache": "c"}, "states are not cached"),
         ("student", {"teacher": "nowhere"}, "nowhere: no such file"),
         ("student", {"teacher": "teacher=0"}, "is not NAME or NAME=WEIGHT"),
         ("student", {"teacher": "teacher,teacher"}, "once"),

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from greenllm import artifact
-from greenllm.checkpoint import CLASSIFICATION, FEATURES, Checkpoint
-from greenllm.distill import cache, samples, student
+from greenllm.checkpoint import FEATURES, Checkpoint
+from greenllm.distill import cache, fit, samples, student
 from greenllm.distill.data import Batch
 from greenllm.distill.hidden import layer_map
 from greenllm.distill.judge import autocast
@@ -25,8 +25,7 @@ from greenllm.distill.pupil import Lesson, Pupil
 from greenllm.distill.rows import Rows
 from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Teacher, Teachers
-from greenllm.distill.vocabulary import differences, has_tokenizer, numbers, tokenizer_of
-from greenllm.errors import GreenError
+from greenllm.distill.vocabulary import has_tokenizer, tokenizer_of
 from greenllm.progress import Progress
 from greenllm.quantize.tune import as_type
 
@@ -53,28 +52,11 @@ class School:
         own = self.checkpoint.path
         return own if has_tokenizer(own) or not self.teachers.all else self.teachers.all[0].checkpoint.path
 
-    def introduce(self) -> None:
-        """Find out how each teacher reads the student's tokens.
-
-        Raises:
-            GreenError: teacher and student do other things, or their tokenizers do not meet.
-        """
+    def introduce(self, *, cached: bool) -> None:
+        """Find out how each teacher reads the student's tokens; see :func:`greenllm.distill.fit.introduce`."""
         ours = tokenizer_of(self.tokenizer_path)
-        task = CLASSIFICATION if self.texts.labels else self.checkpoint.task
-        others = 0
-        for teacher in self.teachers.all:
-            theirs = tokenizer_of(teacher.checkpoint.path)
-            if teacher.checkpoint.task != task:
-                raise GreenError(
-                    f"{teacher.name} does {teacher.checkpoint.task}; the student does {task}.", "See --teacher."
-                )
-            found = numbers(ours, theirs)
-            if found is None:
-                self._refuse_spans(teacher, task, differences(ours, theirs))
-                self.progress.note(f"{teacher.name} has another tokenizer: compared over aligned pieces of text.")
-                teacher.spans, others = others, others + 1
-            elif not self._same(teacher, found):
-                teacher.numbers = found
+        fit.introduce(self.checkpoint, ours, self.teachers.all, labels=bool(self.texts.labels), progress=self.progress)
+        fit.refuse(self.checkpoint, self.teachers.all, self.lesson, labels=bool(self.texts.labels), cached=cached)
 
     def samples(self) -> Samples:
         """Rows, made on first use."""
@@ -114,35 +96,6 @@ class School:
 
     def _load(self, teacher: Teacher) -> Any:
         return _on_device(as_type(teacher.checkpoint.load_model(), self.dtype))
-
-    def _same(self, teacher: Teacher, found: torch.Tensor) -> bool:
-        """Whether tokens have the same numbers, and both models are as wide."""
-        in_place = bool((found == torch.arange(len(found))).all())
-        if self.texts.labels or self.checkpoint.task == FEATURES:
-            return in_place
-        return in_place and self.checkpoint.config.vocab_size == teacher.checkpoint.config.vocab_size
-
-    def _refuse_spans(self, teacher: Teacher, task: str, how: str) -> None:
-        inside = "hidden states and attention" if self.lesson.hidden or self.lesson.attention else ""
-        if what := inside or (task if task in (CLASSIFICATION, FEATURES) else ""):
-            raise GreenError(
-                f"{teacher.name} has another tokenizer than the student ({how}); {what} need the same.",
-                "Take a teacher with the student's tokenizer, or learn from --logits of a language model.",
-            )
-
-    def refuse_cache(self) -> None:
-        """A cache has predictions over the student's tokens or classes, and nothing else.
-
-        Raises:
-            GreenError: something else is to be learned.
-        """
-        if self.lesson.hidden or self.lesson.attention or any(t.spans is not None for t in self.teachers.all):
-            raise GreenError(
-                "A cache has predictions over the student's tokens alone.",
-                "Leave out --cache; or --hidden, --attention, and teachers with other tokenizers.",
-            )
-        if self.checkpoint.task == FEATURES and not self.texts.labels:
-            raise GreenError("An encoder's states are not cached.", "Leave out --cache.")
 
     def _cache(self, directory: str, top: int, rows: Samples) -> cache.Cache:
         everything = Rows(_joined(rows.learn, rows.judge)).samples

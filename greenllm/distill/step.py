@@ -167,9 +167,7 @@ class Distill:
             raise GreenError(f"{checkpoint.path} is quantized; distill learns dense weights.", "Take the step tune.")
         teachers = Teachers(self._teachers(source) if self.lesson.taught else [], self.choose)
         school = School(checkpoint, teachers, self.texts, self.lesson, compute_type(self.compute), work, seed, progress)
-        school.introduce()
-        if self.cache:
-            school.refuse_cache()
+        school.introduce(cached=bool(self.cache))
         return school
 
     def _teachers(self, source: Checkpoint | None) -> list[Teacher]:
