@@ -120,6 +120,6 @@ def write(out: Path, checkpoint: Checkpoint, model: nn.Module, tokenizer: Path) 
     copy_side_files(checkpoint.path, out)
     tensors = ((n, p.detach().float().cpu()) for n, p in model.named_parameters())
     config: Any = model.config
-    del config.use_cache
+    config.use_cache = getattr(checkpoint.config, "use_cache", True)
     write_shards(out, tensors)
     write_config(out, config, None)
