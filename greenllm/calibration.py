@@ -39,7 +39,10 @@ def samples(
     """
     if source == "self":
         return own_samples(checkpoint, count, length, seed, progress or Silent())
-    tokens = _tokenize(checkpoint, _texts(source), need=count * length * 4)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    tokens = tokens_of(tokenizer, source, count * length * 4)
     if len(tokens) < count * length:
         raise GreenError(
             f"{source} has {len(tokens)} tokens; {count} samples of {length} need {count * length}.",
@@ -47,6 +50,20 @@ def samples(
         )
     starts = torch.randperm(len(tokens) // length, generator=torch.Generator().manual_seed(seed))[:count]
     return torch.stack([tokens[s * length : (s + 1) * length] for s in starts.tolist()])
+
+
+def tokens_of(tokenizer: Any, source: str, need: int) -> Tensor:
+    """Tokens of a text file or hub data set, int64 [about ``need``, or what there is].
+
+    Raises:
+        GreenError: see :func:`samples`.
+    """
+    found: list[int] = []
+    for text in _texts(source):
+        found += tokenizer(text, verbose=False)["input_ids"]
+        if len(found) >= need:
+            break
+    return torch.tensor(found, dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -128,18 +145,6 @@ def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
     """What the manifest says of the samples."""
     digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
     return {"source": source, "samples": ids.shape[0], "length": ids.shape[1], "seed": seed, "sha256": digest}
-
-
-def _tokenize(checkpoint: Checkpoint, texts: Iterator[str], need: int) -> Tensor:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    found: list[int] = []
-    for text in texts:
-        found += tokenizer(text, verbose=False)["input_ids"]
-        if len(found) >= need:
-            break
-    return torch.tensor(found, dtype=torch.int64)
 
 
 def _texts(source: str) -> Iterator[str]:

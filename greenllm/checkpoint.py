@@ -125,6 +125,11 @@ class Checkpoint:
             raise GreenError(f"{self.path}: the weight {stored} holds {bad} values that are NaN or infinite.")
         return value
 
+    def find(self, name: str) -> Tensor | None:
+        """One weight as :meth:`tensor` gives it, for a model of another kind (with another head); None if not here."""
+        base = self._stored(name)
+        return None if base is None else self.tensor(name)
+
     def packed(self) -> Iterator[tuple[str, Packed | bnb.Blockwise]]:
         """Module names and packed weights, one at a time; nothing for a dense checkpoint."""
         for key in sorted(self._where):

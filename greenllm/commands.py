@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 # Names only: the CLI starts without torch; a test holds them equal to step_types().
-STEPS = ("quantize", "mixed", "tune", "bitsandbytes")
+STEPS = ("quantize", "mixed", "tune", "bitsandbytes", "distill")
 
 
 def add_step_commands(app: typer.Typer, arguments: list[str]) -> None:
@@ -29,43 +29,45 @@ def add_step_commands(app: typer.Typer, arguments: list[str]) -> None:
 
 
 def _command(name: str, kind: Any) -> Callable[..., None]:
-    """A function whose signature has the step's fields as options."""
+    """A function whose signature has the step's fields as options, and calibration where it may need some."""
+    asks = kind.calibrated is not False
 
     def command(
-        *,
-        checkpoint: str,
-        out: Path,
-        calibration: str,
-        samples: int,
-        length: int,
-        seed: int,
-        force: bool,
-        **fields: Any,
-    ) -> None:
+        *, checkpoint: str, out: Path, seed: int, country: str | None, force: bool, **fields: Any
+    ) -> None:  # fmt: skip
         from greenllm import pipeline, recipe
         from greenllm.cli import console, screen
+        from greenllm.distill.processes import rank
         from greenllm.screen import Bars
 
+        calibration = {k: fields.pop(k) for k in ("calibration", "samples", "length") if asks}
+        if asks:
+            calibration["source"] = calibration.pop("calibration")
         made = recipe.Recipe(
-            name=name,
-            seed=seed,
-            calibration=recipe.Calibration(source=calibration, samples=samples, length=length),
+            name=name, seed=seed, calibration=recipe.Calibration.model_validate(calibration),
             steps=[recipe.make_step(name, fields, name)],
-        )
+        )  # fmt: skip
+        if rank():
+            pipeline.follow(checkpoint, out, made)
+            return
         with Bars(console) as bars:
-            done = pipeline.run_steps(checkpoint, out, made, force=force, progress=bars)
+            done = pipeline.run_steps(checkpoint, out, made, country=country, force=force, progress=bars)
         screen.print(f"{done.path}: {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True, markup=False)
 
     option = typer.Option
     fixed: dict[str, Any] = {
         "checkpoint": Annotated[str, typer.Argument(help="hub id, checkpoint directory, .gguf file or artifact")],
         "out": Annotated[Path, option("-o", "--out", help="directory to make")],
-        "calibration": (Annotated[str, option(help="self, a .txt or .jsonl file, or a hub data set")], "self"),
-        "samples": (Annotated[int, option(min=1, help="number of calibration samples")], 64),
-        "length": (Annotated[int, option(min=8, help="tokens in each")], 128),
         "seed": (Annotated[int, option(min=0, help="of all that is random")], 0),
+        "country": (Annotated[str | None, option(help="ISO code of the electricity grid, for gCO2e")], None),
         "force": (Annotated[bool, option("--force", help="replace the output if it exists")], False),
     }
+    if asks:
+        fixed |= {
+            "calibration": (Annotated[str, option(help="self, a .txt or .jsonl file, or a hub data set")], "self"),
+            "samples": (Annotated[int, option(min=1, help="number of calibration samples")], 64),
+            "length": (Annotated[int, option(min=8, help="tokens in each")], 128),
+        }
     parameters = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a[0] if isinstance(a, tuple) else a,
                           default=a[1] if isinstance(a, tuple) else inspect.Parameter.empty)

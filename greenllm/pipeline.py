@@ -71,6 +71,10 @@ def plan(
     if calibration is not None:
         found.calibration.source = calibration
     load_target(target)
+    if found.steps and found.steps[0].name == "distill":  # a student may be a configuration alone
+        from greenllm.distill.student import with_fresh_weights
+
+        model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
     for step in found.steps:
         step.check(checkpoint)
@@ -165,8 +169,9 @@ def execute(
 
 
 def run_steps(
-    model: str | Path, out: str | Path, recipe: Recipe, *, force: bool = False, progress: Progress | None = None
-) -> Artifact:
+    model: str | Path, out: str | Path, recipe: Recipe, *, country: str | None = None, force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:  # fmt: skip
     """Run the steps alone: a checkpoint becomes a checkpoint, nothing is exported or measured.
 
     Raises:
@@ -177,7 +182,7 @@ def run_steps(
     progress.note(f"{todo.estimate.words}.")
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         _begin(part, todo, progress)
-        checkpoint = _steps(todo, part, None, progress)
+        checkpoint = _steps(todo, part, country, progress)
         for path in part.iterdir():
             if path.name != "checkpoint":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -185,6 +190,22 @@ def run_steps(
             path.rename(part / path.name)
         checkpoint.path.rmdir()
     return artifact.read(out)
+
+
+def follow(model: str | Path, out: str | Path, recipe: Recipe) -> None:
+    """Be one of several processes (``accelerate launch``) beside the one in :func:`run_steps`; write nothing.
+
+    Raises:
+        GreenError: the step is none that several processes can do.
+    """
+    from greenllm.distill.processes import meet
+
+    (step,) = recipe.steps
+    if not hasattr(step, "follow"):
+        raise GreenError(f"{step.name} runs in one process.", "Leave out accelerate launch.")
+    meet()
+    work = artifact.partial_of(Path(out).absolute()) / ".work-checkpoint"
+    step.follow(plan(model, recipe).checkpoint, work, recipe.seed, Silent())
 
 
 def default_out(model: str | Path, todo: Plan) -> Path:
@@ -274,7 +295,8 @@ def _one_step(
         manifest = Manifest(
             kind="checkpoint", parents=current.parents, steps=[*records, record], seed=todo.recipe.seed,
             calibration=None if ids is None else describe(calibration.source, ids, todo.recipe.seed),
-            energy=energy.get("energy"), details={"tied": result.get("tied", current.tied)},
+            energy=_with_earlier(current.path, i, energy.get("energy")),
+            details={"tied": result.get("tied", current.tied)},
         )  # fmt: skip
         artifact.seal(path, manifest)
     shutil.rmtree(work, ignore_errors=True)
@@ -331,6 +353,17 @@ def _energy(country: str | None) -> Iterator[dict[str, Energy]]:
     with track(country) as meter:
         yield found
     found["energy"] = meter.energy
+
+
+def _with_earlier(before: Path, i: int, energy: Energy | None) -> Energy | None:
+    """Energy of step ``i`` and of the steps of this run before it."""
+    earlier = artifact.read(before).manifest.energy if i else None
+    if earlier is None or energy is None:
+        return energy
+    grams = None if None in (earlier.gco2e, energy.gco2e) else (earlier.gco2e or 0) + (energy.gco2e or 0)
+    return energy.model_copy(
+        update={"kwh": earlier.kwh + energy.kwh, "seconds": earlier.seconds + energy.seconds, "gco2e": grams}
+    )
 
 
 def _estimate(checkpoint: Checkpoint, recipe: Recipe) -> Estimate:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from greenllm.distill.divergence import forward, log_probabilities, state_distance
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
 from greenllm.quantize.fakequant import FakeQuant
@@ -176,11 +177,9 @@ def divergence(want: Tensor, got: Tensor, *, states: bool) -> Tensor:
     Returns:
         Mean KL divergence of a token's predictions in nats; for states their squared error, relative.
     """
-    want, got = want.float(), got.float()
     if states:
-        return (got - want).square().mean() / want.square().mean()
-    p = torch.log_softmax(want, -1)
-    return nn.functional.kl_div(torch.log_softmax(got, -1), p, log_target=True, reduction="sum") / p[..., 0].numel()
+        return state_distance(want, got, torch.ones(want.shape[:2]))
+    return forward(log_probabilities(want), log_probabilities(got)).mean()
 
 
 def _parts(ids: Tensor) -> tuple[Tensor, ...]:
@@ -208,3 +207,13 @@ def compute_type(name: str) -> torch.dtype:
     fast = any(able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
     kind: torch.dtype = getattr(torch, ("bfloat16" if fast else "float32") if name == "auto" else name)
     return kind
+
+
+def as_type(model: Any, dtype: torch.dtype) -> Any:
+    """A teacher with its matrices in the type computed in; what is smaller keeps its digits."""
+    ends = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1 and id(module) not in ends:
+            weight.data = weight.data.to(dtype)
+    return model

@@ -17,7 +17,7 @@ from greenllm.errors import GreenError
 from greenllm.quantize.fakequant import FakeQuant
 from greenllm.quantize.packed import Packed
 from greenllm.quantize.run import layout
-from greenllm.quantize.tune import Rates, Tuner, compute_type
+from greenllm.quantize.tune import Rates, Tuner, as_type, compute_type
 from greenllm.save import copy_side_files, write_config, write_shards
 from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
 
@@ -67,7 +67,7 @@ class Tune:
         dtype = compute_type(self.compute)
         learning = {n: FakeQuant.of(teacher.tensor(_dense(checkpoint, n)), p) for n, p in packed.items()}
         tuner = Tuner(
-            checkpoint.load_model(), _as(teacher.load_model(), dtype), learning,
+            checkpoint.load_model(), as_type(teacher.load_model(), dtype), learning,
             Rates(self.rate, self.scale_rate, self.norm_rate), dtype, context.work,
         )  # fmt: skip
         before = tuner.measure(ids[:held])
@@ -107,16 +107,6 @@ def _integers(checkpoint: Checkpoint) -> dict[str, Packed]:
 def _dense(checkpoint: Checkpoint, module: str) -> str:
     """The teacher's name of a module's weight; a tied head's is the embedding's."""
     return f"{checkpoint.embedding if checkpoint.tied and module == checkpoint.head else module}.weight"
-
-
-def _as(model: Any, dtype: torch.dtype) -> Any:
-    """The teacher with its matrices in the type computed in; what is smaller keeps its digits."""
-    ends = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() > 1 and id(module) not in ends:
-            weight.data = weight.data.to(dtype)
-    return model
 
 
 def _write(checkpoint: Checkpoint, out: Path, packed: dict[str, Packed], others: dict[str, Tensor]) -> None:

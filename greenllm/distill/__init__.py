@@ -1,0 +1,1 @@
+"""Distil: teach a smaller model what a larger one says; one algorithm, one file."""

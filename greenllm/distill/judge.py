@@ -1,0 +1,59 @@
+"""Judge a pupil on held-out rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greenllm.distill.data import Batch
+from greenllm.distill.pupil import Pupil
+from greenllm.distill.rows import Rows
+from greenllm.distill.teachers import own_loss
+
+
+def autocast(dtype: torch.dtype) -> Any:
+    """Mixed precision outside the loop, as inside it."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(kind, dtype, enabled=dtype != torch.float32)
+
+
+def measure(pupil: Pupil, samples: Batch, dtype: torch.dtype, tokens: int = 512) -> dict[str, float]:
+    """Loss without learning, mean over rows.
+
+    Returns:
+        "loss" (the lesson's), "nll" (of the next token or the label, in nats; not of states) and, of classes,
+        "accuracy".
+    """
+    rows, sums, count = Rows(samples), dict[str, float](), len(samples["input_ids"])
+    step = max(1, tokens // samples["input_ids"].shape[1])
+    device = next(pupil.parameters()).device
+    pupil.eval()
+    for i in range(0, count, step):
+        batch = {k: v.to(device) for k, v in rows.collate(list(range(i, min(i + step, count)))).items()}
+        with torch.no_grad(), autocast(dtype):
+            loss, said = pupil(batch)
+        found: dict[str, Tensor] = {"loss": loss.expand(len(batch["row"]))}
+        if not pupil.states:
+            found["nll"] = own_loss(said, batch)
+        if "labels" in batch:
+            found["accuracy"] = (said.argmax(-1) == batch["labels"]).float()
+        for key, value in found.items():
+            sums[key] = sums.get(key, 0.0) + float(value.sum()) / count
+    return sums
+
+
+def score(found: dict[str, float]) -> float:
+    """Lower is better: mistakes of a classifier, else what was to be made small."""
+    return -found["accuracy"] if "accuracy" in found else found["loss"]
+
+
+def verdict(before: dict[str, float], after: dict[str, float], kept: str) -> str:
+    """How it went, loudly where it went wrong."""
+    words = ", ".join(f"{k} {v:.4g} → {after[k]:.4g}" for k, v in before.items())
+    if score(after) >= score(before):
+        return f"WARNING. It got worse on held-out rows: {words}; what was {kept} is kept."
+    if "nll" in after and after["nll"] > before["nll"]:
+        return f"WARNING. It learned, but held-out text surprises it more than before: {words}."
+    return f"On held-out rows: {words}."
