@@ -39,7 +39,7 @@ def samples(
     """
     if source == "self":
         return own_samples(checkpoint, count, length, seed, progress or Silent())
-    tokens = _tokenize(checkpoint, _texts(source), need=count * length * 4)
+    tokens = _tokenize(checkpoint, texts(source), need=count * length * 4)
     if len(tokens) < count * length:
         raise GreenError(
             f"{source} has {len(tokens)} tokens; {count} samples of {length} need {count * length}.",
@@ -121,13 +121,29 @@ def check_source(source: str) -> None:
         GreenError: see :func:`samples`; a hub data set is looked at when it is read.
     """
     if source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
-        next(iter(_texts(source)))
+        next(iter(texts(source)))
 
 
 def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
     """What the manifest says of the samples."""
     digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
     return {"source": source, "samples": ids.shape[0], "length": ids.shape[1], "seed": seed, "sha256": digest}
+
+
+def translate(ids: Tensor, source: Checkpoint, to: Checkpoint) -> Tensor:
+    """Samples [count, length] of a checkpoint's tokenizer in another one's, as many as the same text makes."""
+    from tokenizers import Tokenizer
+
+    tokenizers = [Tokenizer.from_file(str(c.path / "tokenizer.json")) for c in (source, to)]
+    for tokenizer in tokenizers:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    found: list[int] = []
+    for row in ids.tolist():
+        text = tokenizers[0].decode(row, skip_special_tokens=False)
+        found += tokenizers[1].encode(text, add_special_tokens=False).ids
+    count = min(len(ids), len(found) // ids.shape[1])
+    return torch.tensor(found[: count * ids.shape[1]], dtype=torch.int64).view(count, -1)
 
 
 def _tokenize(checkpoint: Checkpoint, texts: Iterator[str], need: int) -> Tensor:
@@ -142,7 +158,12 @@ def _tokenize(checkpoint: Checkpoint, texts: Iterator[str], need: int) -> Tensor
     return torch.tensor(found, dtype=torch.int64)
 
 
-def _texts(source: str) -> Iterator[str]:
+def texts(source: str) -> Iterator[str]:
+    """The texts of a ``.txt`` or ``.jsonl`` file, or of a hub data set.
+
+    Raises:
+        GreenError: see :func:`samples`.
+    """
     path = Path(source).expanduser()
     if path.suffix in (".txt", ".jsonl"):
         return _from_file(path)
