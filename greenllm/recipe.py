@@ -59,7 +59,7 @@ def step_types() -> dict[str, type[Step]]:
     from greenllm.quantize.step import Quantize
     from greenllm.quantize.tune_step import Tune
 
-    return {t.name: t for t in (Prune, Quantize, Mixed, Tune, BitsAndBytes)}
+    return {t.name: t for t in (Quantize, Mixed, Tune, BitsAndBytes, Prune)}
 
 
 def builtin() -> list[str]:

@@ -33,8 +33,8 @@ def recipe(*steps, samples=8):
     return Recipe(name="t", calibration=Calibration(samples=samples, length=32), steps=made)
 
 
-def pruned(model, out, *more, **options):
-    return pipeline.run_steps(model, out, recipe(("prune", options), *more))
+def pruned(model, out, samples=8, **options):
+    return pipeline.run_steps(model, out, recipe(("prune", options), samples=samples))
 
 
 def result(found):
@@ -214,7 +214,9 @@ def test_perplexity_drop_is_that_of_the_cut_model(tmp_path):
 def test_importance_is_the_activations(llama, tmp_path):
     checkpoint = open_checkpoint(llama)
     anatomy = Anatomy(checkpoint, (HEADS, HIDDEN, MLP))
-    got = width.importance(checkpoint, anatomy, [ids(4)], tmp_path, Silent())
+    sizes = {HEADS: 1, HIDDEN: 32, MLP: 96}
+    got, fitted = width.Narrowing(checkpoint, anatomy, sizes, turns=0).run([ids(4)], tmp_path, Silent())
+    assert not fitted
     model, seen = checkpoint.load_model(), {}
     for name, m in model.named_modules():
         m.register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args, out)}))
@@ -246,6 +248,43 @@ def test_a_size_is_met(method, how, tmp_path):
 
 
 @torch.no_grad()
+def test_readers_make_up_for_what_went(tmp_path):
+    """The cut model is the whole one with the fitted weights in it, and they are least squares of its inputs."""
+    path = make_llama(tmp_path / "m", initializer_range=0.15)
+    checkpoint, sample = open_checkpoint(path), ids(64, 32)
+    anatomy = Anatomy(checkpoint, (HEADS, MLP))
+    sizes = {HEADS: 1, MLP: 128}
+    scores, fitted = width.Narrowing(checkpoint, anatomy, sizes, turns=300).run([sample], tmp_path / "w", Silent())
+    kept = width.choose(scores, sizes)
+    assert len(fitted) == 4
+    (tmp_path / "out").mkdir()
+    write_cut(anatomy, tmp_path / "out", kept, fitted=fitted)
+    model = checkpoint.load_model()
+    model.load_state_dict(fitted, strict=False)
+    torch.testing.assert_close(stock(tmp_path / "out")(ids()).logits, model(ids()).logits, rtol=1e-3, atol=1e-4)
+    whole, x = checkpoint.load_model(), {}
+    down = whole.model.layers[0].mlp.down_proj
+    down.register_forward_pre_hook(lambda _, args: x.update(x=args[0].flatten(0, 1).double()))
+    whole(sample)
+    stay = kept["0.mlp"]
+    want = torch.linalg.lstsq(x["x"][:, stay], x["x"] @ down.weight.T.double()).solution.T
+    torch.testing.assert_close(
+        fitted["model.layers.0.mlp.down_proj.weight"][:, stay].double(), want, rtol=0.01, atol=0.01
+    )
+
+
+@torch.no_grad()
+def test_fitting_keeps_more_of_the_model(tmp_path):
+    path = make_llama(tmp_path / "m", initializer_range=0.15)
+    model = stock(path)
+    loss = []
+    for solve in (0, 20):
+        found = pruned(path, tmp_path / f"{solve}", mlp=96, solve=solve, samples=64)
+        loss.append(float((stock(found.path)(ids(8)).logits - model(ids(8)).logits).square().mean()))
+    assert loss[1] < 0.9 * loss[0]
+
+
+@torch.no_grad()
 def test_what_is_important_stays(tmp_path):
     """A model with dead channels loses these, and nothing else is noticed."""
     path = make_llama(tmp_path / "m", layers=2, initializer_range=0.1)
@@ -273,9 +312,7 @@ def test_pruned_then_quantized_then_exported_runs(tmp_path):
 def test_an_encoder_goes_through_too(tmp_path):
     path = make_bert(tmp_path / "m")
     (path / "1_Pooling").mkdir()
-    (path / "1_Pooling" / "config.json").write_text(
-        '{"word_embedding_dimension": 64, "pooling_mode_mean_tokens": true}'
-    )
+    (path / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 64}')
     steps = ("prune", {"hidden": 32, "mlp": 64}), ("prune", {"method": "depth", "ratio": 0.2}), ("quantize", {})
     done = pipeline.run_steps(path, tmp_path / "q", recipe(*steps))
     assert json.loads((done.path / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"] == 32

@@ -22,7 +22,12 @@ _POOLING = "1_Pooling/config.json"
 
 
 def write_cut(
-    anatomy: Anatomy, out: Path, kept: Kept, layers: list[int] | None = None, changes: dict[str, Any] | None = None
+    anatomy: Anatomy,
+    out: Path,
+    kept: Kept,
+    layers: list[int] | None = None,
+    changes: dict[str, Any] | None = None,
+    fitted: dict[str, Tensor] | None = None,
 ) -> dict[str, int]:
     """Write what stays, an ordinary Hugging Face directory in float32.
 
@@ -32,6 +37,7 @@ def write_cut(
         kept: units that stay; kinds (and blocks) not in it stay whole.
         layers: blocks that stay; None for all.
         changes: other values for the configuration.
+        fitted: weights by name that are cut in place of the checkpoint's.
 
     Returns:
         Numbers of weights, "before" and "after".
@@ -45,7 +51,8 @@ def write_cut(
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, (source, shape) in sources.items():
-            tensor = anatomy.cut(source, checkpoint.tensor(source), kept)
+            whole = fitted[source] if fitted and source in fitted else checkpoint.tensor(source)
+            tensor = anatomy.cut(source, whole, kept)
             if tensor.shape != shape:
                 raise GreenError(f"{name}: {list(tensor.shape)} is left, but transformers wants {list(shape)}.")
             yield name, tensor

@@ -104,15 +104,16 @@ class Width:
         mlp: the same of MLP channels.
         hidden: the same of hidden channels; 0 for all.
         multiple: what MLP and hidden channels are a multiple of.
+        turns: of fitting what reads the channels that stay.
 
     Raises:
         GreenError: sizes that cannot be, or an architecture that cannot be cut in this way.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, target: float | None, heads: int, mlp: int, hidden: int, multiple: int
+        self, checkpoint: Checkpoint, target: float | None, heads: int, mlp: int, hidden: int, multiple: int, turns: int
     ) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self.turns = checkpoint, turns
         wanted = {HIDDEN: hidden, HEADS: heads, MLP: mlp}
         self.anatomy = self._look(wanted, target)
         fixed = self._fixed(wanted, multiple)
@@ -125,12 +126,13 @@ class Width:
     def __call__(self, out: Path, context: Context) -> dict[str, Any]:
         """Measure what is active, write what is most so."""
         ids = batches(context.samples())
-        scores = width.importance(self.checkpoint, self.anatomy, ids, context.work, context.progress)
+        narrowing = width.Narrowing(self.checkpoint, self.anatomy, self.sizes, self.turns)
+        scores, fitted = narrowing.run(ids, context.work, context.progress)
         kept = width.choose(scores, self.sizes)
         parts = {k: [float(s.sum()), float(s[kept[k]].sum() / s.sum().clamp_min(1e-12))] for k, s in scores.items()
                  if k in kept}  # fmt: skip
         return {
-            "parameters": write_cut(self.anatomy, out, kept),
+            "parameters": write_cut(self.anatomy, out, kept, fitted=fitted),
             "cut": {k: [self.anatomy.sizes[k], n] for k, n in self.sizes.items()},
             "parts": parts,
             "heads": {k: _short(s) for k, s in scores.items() if k.endswith(HEADS)},

@@ -22,7 +22,7 @@ _SPARSE = ("magnitude", "wanda", "sparsegpt")
 _OF = {  # options that say something to some methods only
     "to": ("depth", "width", "vocabulary"), "layers": ("depth",), "rank": ("depth",), "heads": ("width",),
     "mlp": ("width",), "hidden": ("width",), "multiple": ("width", "vocabulary"), "corpus": ("vocabulary",),
-    "pattern": _SPARSE, "solve": _SPARSE, "damp": ("sparsegpt",),
+    "pattern": _SPARSE, "solve": ("width", *_SPARSE), "damp": ("sparsegpt",),
 }  # fmt: skip
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 
@@ -52,7 +52,9 @@ class Prune:
     pattern: Literal["unstructured", "2:4"] = Field(
         "unstructured", description="zeros: anywhere, or two of every four inputs, which TensorRT computes faster"
     )
-    solve: int = Field(0, ge=0, le=1000, description="zeros: turns of fitting the other weights to the layer's inputs")
+    solve: int = Field(
+        20, ge=0, le=1000, description="width, zeros: turns of fitting what stays to do the work of what went; 0 is off"
+    )
     damp: float = Field(0.01, gt=0, le=1, description="sparsegpt: share of the mean diagonal added to the Hessian")
 
     @property
@@ -114,7 +116,7 @@ class Prune:
         if self.kind == "depth":
             return Depth(checkpoint, target, self.layers, self.rank)
         if self.kind == "width":
-            return Width(checkpoint, target, self.heads, self.mlp, self.hidden, self.multiple)
+            return Width(checkpoint, target, self.heads, self.mlp, self.hidden, self.multiple, self.solve)
         if self.kind == "vocabulary":
             return Vocabulary(checkpoint, target, self.corpus, self.multiple)
         sparsity = Sparsity(self.kind, self.ratio, self.pattern, self.damp, self.solve)

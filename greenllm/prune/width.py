@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
-from greenllm.prune.axes import HEADS, HIDDEN, MLP, Anatomy, Kept
+from greenllm.prune.axes import HEADS, HIDDEN, MLP, PER_BLOCK, Anatomy, Kept
+from greenllm.prune.reconstruct import reconstruct
 from greenllm.quantize.fold import channels
+from greenllm.quantize.linear import Moments, set_weight, weight_of
 from greenllm.walk import Walk
+
+_WEIGHT = ".weight"
 
 
 def per_unit(x: Tensor, units: int) -> Tensor:
@@ -27,42 +33,71 @@ def per_unit(x: Tensor, units: int) -> Tensor:
     return x.float().unflatten(-1, (units, -1)).norm(dim=-1).mean(1).square().sum(0)
 
 
-def importance(
-    checkpoint: Checkpoint, anatomy: Anatomy, batches: list[Tensor], work: Path, progress: Progress
-) -> dict[str, Tensor]:
-    """Of each unit of the anatomy's kinds: by kind ("hidden"), or block and kind ("3.mlp").
+class Narrowing:
+    """One walk through a checkpoint: what is active is found, and what goes is made up for.
+
+    Heads and MLP channels are chosen as the walk passes their block, whose readers (the linears that read them) are
+    then fitted to give what they gave: the blocks after it see the states that they will see.
 
     Args:
         checkpoint: dense.
         anatomy: its axes.
-        batches: token ids, int64 [B, T] each.
-        work: directory for committed work.
-        progress: advanced by 1 a block.
-
-    Raises:
-        GreenError: no linear of a block reads the channels (as with experts that are one tensor).
+        sizes: how many units of each kind stay.
+        turns: of fitting; 0 leaves the readers' weights as they are. See :func:`reconstruct`.
     """
-    walk = Walk(checkpoint, [{"input_ids": b} for b in batches], work)
-    progress.stage("how active each part is", len(walk.blocks))
 
-    def visit(name: str, block: nn.Module, _: Callable[[], None]) -> dict[str, Tensor]:
-        found = {}
-        for kind in anatomy.kinds:
-            modules = _watched(anatomy, block, int(name.rpartition(".")[2]), kind)
-            if not modules:
-                raise GreenError(f"{checkpoint.path}: nothing in {name} reads its {kind} channels one by one.")
-            total = torch.zeros(anatomy.sizes[kind])  # filled while the walk moves on
-            for module in modules:
-                _add(module, total, reads=kind != HIDDEN)
-            found[f"{name.rpartition('.')[2]}.{kind}"] = total
+    def __init__(self, checkpoint: Checkpoint, anatomy: Anatomy, sizes: dict[str, int], turns: int) -> None:
+        self.checkpoint, self.anatomy, self.sizes, self.turns = checkpoint, anatomy, sizes, turns
+
+    def run(self, batches: list[Tensor], work: Path, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Walk.
+
+        Args:
+            batches: token ids, int64 [B, T] each.
+            work: directory for committed work.
+            progress: advanced by 1 a block.
+
+        Returns:
+            The importance of each unit, by kind ("hidden") or block and kind ("3.mlp"); and the weights that were
+            fitted, by name, whole, with zeros where nothing is read any more.
+
+        Raises:
+            GreenError: no linear of a block reads the channels (as with experts that are one tensor).
+        """
+        walk = Walk(self.checkpoint, [{"input_ids": b} for b in batches], work)
+        progress.stage("how active each part is", len(walk.blocks))
+        walk.run(self._visit, progress)
+        sums = {k: t for k, t in walk.tensors() if not k.endswith(_WEIGHT)}
+        found = {k: t.sqrt() for k, t in sums.items() if not k.endswith(HIDDEN)}
+        if HIDDEN in self.anatomy.kinds:
+            found[HIDDEN] = torch.stack([t.sqrt() for k, t in sums.items() if k.endswith(HIDDEN)]).sum(0)
+        return found, {k: t for k, t in walk.tensors() if k.endswith(_WEIGHT)}
+
+    def _visit(self, name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str, Tensor]:
+        i = int(name.rpartition(".")[2])
+        found = {f"{i}.{kind}": torch.zeros(self.anatomy.sizes[kind]) for kind in self.anatomy.kinds}
+        readers = {kind: self.anatomy.readers(block, i, kind) for kind in PER_BLOCK if kind in self.anatomy.kinds}
+        moments = Moments({n: m for layers in readers.values() for n, m in layers.items()})
+        with ExitStack() as stack:
+            for kind in self.anatomy.kinds:
+                modules = self._norms(block) if kind == HIDDEN else list(readers[kind].values())
+                if not modules:
+                    raise GreenError(f"{self.checkpoint.path}: nothing in {name} reads its {kind} channels one by one.")
+                for module in modules:
+                    stack.callback(_watch(module, found[f"{i}.{kind}"], reads=kind != HIDDEN).remove)
+            if self.turns:
+                stack.enter_context(moments.watching())
+            forward()
+        if self.turns:
+            for kind, layers in readers.items():
+                (kept,) = choose({f"{i}.{kind}": found[f"{i}.{kind}"]}, self.sizes).values()
+                for short, layer in layers.items():
+                    _fit(layer, moments.of(short), kept, self.anatomy.sizes[kind], self.turns)
+                    found[f"{name}.{short}{_WEIGHT}"] = layer.get_parameter("weight").data
         return found
 
-    walk.run(visit, progress)
-    sums = dict(walk.tensors())
-    found = {k: t.sqrt() for k, t in sums.items() if not k.endswith(HIDDEN)}
-    if HIDDEN in anatomy.kinds:
-        found[HIDDEN] = torch.stack([t.sqrt() for k, t in sums.items() if k.endswith(HIDDEN)]).sum(0)
-    return found
+    def _norms(self, block: nn.Module) -> list[nn.Module]:
+        return [m for m in block.modules() if channels(m) == self.anatomy.sizes[HIDDEN]]
 
 
 def choose(scores: dict[str, Tensor], sizes: dict[str, int]) -> Kept:
@@ -110,20 +145,18 @@ def _possible(anatomy: Anatomy, sizes: dict[str, int]) -> bool:
     return True
 
 
-def _watched(anatomy: Anatomy, block: nn.Module, i: int, kind: str) -> list[nn.Module]:
-    if kind != HIDDEN:
-        return list(anatomy.readers(block, i, kind).values())
-    return [m for m in block.modules() if channels(m) == anatomy.sizes[HIDDEN]]
+def _fit(layer: nn.Module, H: Tensor, kept: Tensor, units: int, turns: int) -> None:
+    """Let a reader make do with the units that stay."""
+    W = weight_of(layer).contiguous()
+    stay = torch.zeros(units).index_fill(0, kept, 1).repeat_interleave(W.shape[1] // units)
+    set_weight(layer, reconstruct(W, W * stay, H, turns))
 
 
-def _add(module: nn.Module, total: Tensor, *, reads: bool) -> None:
+def _watch(module: nn.Module, total: Tensor, *, reads: bool) -> RemovableHandle:
     def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         total.add_(per_unit(args[0], len(total)))
 
     def after(_: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:
         total.add_(per_unit(out, len(total)))
 
-    if reads:
-        module.register_forward_pre_hook(before)
-    else:
-        module.register_forward_hook(after)
+    return module.register_forward_pre_hook(before) if reads else module.register_forward_hook(after)
