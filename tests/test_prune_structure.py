@@ -215,7 +215,7 @@ def test_importance_is_the_activations(llama, tmp_path):
     checkpoint = open_checkpoint(llama)
     anatomy = Anatomy(checkpoint, (HEADS, HIDDEN, MLP))
     sizes = {HEADS: 1, HIDDEN: 32, MLP: 96}
-    got, fitted = width.Narrowing(checkpoint, anatomy, sizes, turns=0).run([ids(4)], tmp_path, Silent())
+    got, fitted = width.Narrowing(checkpoint, anatomy, sizes, damp=None).run([ids(4)], tmp_path, Silent())
     assert not fitted
     model, seen = checkpoint.load_model(), {}
     for name, m in model.named_modules():
@@ -254,7 +254,7 @@ def test_readers_make_up_for_what_went(tmp_path):
     checkpoint, sample = open_checkpoint(path), ids(64, 32)
     anatomy = Anatomy(checkpoint, (HEADS, MLP))
     sizes = {HEADS: 1, MLP: 128}
-    scores, fitted = width.Narrowing(checkpoint, anatomy, sizes, turns=300).run([sample], tmp_path / "w", Silent())
+    scores, fitted = width.Narrowing(checkpoint, anatomy, sizes, damp=0.0).run([sample], tmp_path / "w", Silent())
     kept = width.choose(scores, sizes)
     assert len(fitted) == 4
     (tmp_path / "out").mkdir()
@@ -398,3 +398,15 @@ def test_a_quantized_checkpoint_is_refused(llama, tmp_path):
     with pytest.raises(GreenError, match="quantized already"):
         pruned(done.path, tmp_path / "out", ratio=0.2)
     assert artifact.is_artifact(done.path)
+
+
+def test_a_target_takes_mlp_channels_before_heads(tmp_path):
+    """Groups of heads are few and dear; they go when half of the MLP channels have gone."""
+    checkpoint = open_checkpoint(make_llama(tmp_path / "m", layers=4, num_attention_heads=8, num_key_value_heads=4))
+    anatomy = Anatomy(checkpoint, (HEADS, MLP))
+    sizes = [width.fit(anatomy, checkpoint.parameters * (1 - r), {}, 32) for r in (0.1, 0.3, 0.5, 0.6)]
+    assert [s[HEADS] for s in sizes[:2]] == [4, 4]
+    assert sizes[-1][HEADS] < 4
+    counts = [anatomy.parameters(s) for s in sizes]
+    assert counts == sorted(counts, reverse=True)
+    assert all(s[MLP] % 32 == 0 and s[HEADS] >= 1 for s in sizes)

@@ -34,6 +34,27 @@ def reconstruct(W: Tensor, Q: Tensor, H: Tensor, turns: int) -> Tensor:
     return torch.where(mask, Q, 0.0)
 
 
+def refit(W: Tensor, H: Tensor, stay: Tensor, damp: float) -> Tensor:
+    """The same where every output keeps the same inputs: exact, by one factorization.
+
+    Args:
+        W: dense, float32 [N, K].
+        H: [K, K], X^T X of the inputs.
+        stay: bool [K]; the other columns become zero.
+        damp: pull towards W's own values, as a part of the mean diagonal of H; raised until H can be factored.
+    """
+    raised = H + (1e-12 if H.diagonal().mean() > 0 else 1.0) * torch.eye(len(H))
+    while True:
+        inside = raised[stay][:, stay] + damp * raised.diagonal().mean() * torch.eye(int(stay.sum()))
+        L, info = torch.linalg.cholesky_ex(inside)
+        if info == 0:
+            break
+        damp = max(10 * damp, 1e-6)
+    Q = torch.zeros_like(W)
+    Q[:, stay] = W[:, stay] + torch.cholesky_solve(H[stay][:, ~stay] @ W[:, ~stay].T, L).T
+    return Q
+
+
 def error(W: Tensor, Q: Tensor, H: Tensor) -> Tensor:
     """Squared error of each output in the norm of H: (w - q) H (w - q)^T, float32 [N]."""
     D = W - Q

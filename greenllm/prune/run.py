@@ -104,16 +104,23 @@ class Width:
         mlp: the same of MLP channels.
         hidden: the same of hidden channels; 0 for all.
         multiple: what MLP and hidden channels are a multiple of.
-        turns: of fitting what reads the channels that stay.
+        damp: of fitting what reads the channels that stay; None does not fit it.
 
     Raises:
         GreenError: sizes that cannot be, or an architecture that cannot be cut in this way.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, target: float | None, heads: int, mlp: int, hidden: int, multiple: int, turns: int
+        self,
+        checkpoint: Checkpoint,
+        target: float | None,
+        heads: int,
+        mlp: int,
+        hidden: int,
+        multiple: int,
+        damp: float | None,
     ) -> None:
-        self.checkpoint, self.turns = checkpoint, turns
+        self.checkpoint, self.damp = checkpoint, damp
         wanted = {HIDDEN: hidden, HEADS: heads, MLP: mlp}
         self.anatomy = self._look(wanted, target)
         fixed = self._fixed(wanted, multiple)
@@ -126,7 +133,7 @@ class Width:
     def __call__(self, out: Path, context: Context) -> dict[str, Any]:
         """Measure what is active, write what is most so."""
         ids = batches(context.samples())
-        narrowing = width.Narrowing(self.checkpoint, self.anatomy, self.sizes, self.turns)
+        narrowing = width.Narrowing(self.checkpoint, self.anatomy, self.sizes, self.damp)
         scores, fitted = narrowing.run(ids, context.work, context.progress)
         kept = width.choose(scores, self.sizes)
         parts = {k: [float(s.sum()), float(s[kept[k]].sum() / s.sum().clamp_min(1e-12))] for k, s in scores.items()

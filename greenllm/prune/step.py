@@ -22,7 +22,7 @@ _SPARSE = ("magnitude", "wanda", "sparsegpt")
 _OF = {  # options that say something to some methods only
     "to": ("depth", "width", "vocabulary"), "layers": ("depth",), "rank": ("depth",), "heads": ("width",),
     "mlp": ("width",), "hidden": ("width",), "multiple": ("width", "vocabulary"), "corpus": ("vocabulary",),
-    "pattern": _SPARSE, "solve": ("width", *_SPARSE), "damp": ("sparsegpt",),
+    "pattern": _SPARSE, "solve": ("width", *_SPARSE), "damp": ("width", "sparsegpt"),
 }  # fmt: skip
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 
@@ -53,9 +53,14 @@ class Prune:
         "unstructured", description="zeros: anywhere, or two of every four inputs, which TensorRT computes faster"
     )
     solve: int = Field(
-        20, ge=0, le=1000, description="width, zeros: turns of fitting what stays to do the work of what went; 0 is off"
+        20,
+        ge=0,
+        le=1000,
+        description="width, zeros: turns of fitting what stays to do the work of what went; 0 is off",
     )
-    damp: float = Field(0.01, gt=0, le=1, description="sparsegpt: share of the mean diagonal added to the Hessian")
+    damp: float = Field(
+        0.01, gt=0, le=1, description="width, sparsegpt: share of the mean diagonal added to the Hessian"
+    )
 
     @property
     def kind(self) -> str:
@@ -95,9 +100,9 @@ class Prune:
         n, write = checkpoint.parameters, 5 + checkpoint.parameters / 1e8
         if self.kind == "vocabulary":
             return Estimate(write + 20, BASE_BYTES + 5 * n)
-        if self.kind in _SPARSE:
+        if self.kind in _SPARSE or (self.kind == "width" and self.solve):
             found = estimate(checkpoint, tokens, head=False)
-            return Estimate(found.seconds + 3e-8 * n * self.solve, found.peak_bytes)
+            return Estimate(found.seconds + 3e-8 * n * self.solve * (self.kind != "width"), found.peak_bytes)
         if self.kind == "depth" and self.rank == "perplexity":
             blocks = int(checkpoint.config.num_hidden_layers)
             seconds = (blocks / 2 + 1) * 2 * n * min(tokens, PERPLEXITY_TOKENS) / flops_per_second()
@@ -116,7 +121,8 @@ class Prune:
         if self.kind == "depth":
             return Depth(checkpoint, target, self.layers, self.rank)
         if self.kind == "width":
-            return Width(checkpoint, target, self.heads, self.mlp, self.hidden, self.multiple, self.solve)
+            damp = self.damp if self.solve else None
+            return Width(checkpoint, target, self.heads, self.mlp, self.hidden, self.multiple, damp)
         if self.kind == "vocabulary":
             return Vocabulary(checkpoint, target, self.corpus, self.multiple)
         sparsity = Sparsity(self.kind, self.ratio, self.pattern, self.damp, self.solve)

@@ -20,7 +20,7 @@ from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
 from greenllm.prune.axes import HEADS, HIDDEN, MLP, PER_BLOCK, Anatomy, Kept
-from greenllm.prune.reconstruct import reconstruct
+from greenllm.prune.reconstruct import refit
 from greenllm.quantize.fold import channels
 from greenllm.quantize.linear import Moments, set_weight, weight_of
 from greenllm.walk import Walk
@@ -43,11 +43,11 @@ class Narrowing:
         checkpoint: dense.
         anatomy: its axes.
         sizes: how many units of each kind stay.
-        turns: of fitting; 0 leaves the readers' weights as they are. See :func:`reconstruct`.
+        damp: of fitting, see :func:`refit`; None leaves the readers' weights as they are.
     """
 
-    def __init__(self, checkpoint: Checkpoint, anatomy: Anatomy, sizes: dict[str, int], turns: int) -> None:
-        self.checkpoint, self.anatomy, self.sizes, self.turns = checkpoint, anatomy, sizes, turns
+    def __init__(self, checkpoint: Checkpoint, anatomy: Anatomy, sizes: dict[str, int], damp: float | None) -> None:
+        self.checkpoint, self.anatomy, self.sizes, self.damp = checkpoint, anatomy, sizes, damp
 
     def run(self, batches: list[Tensor], work: Path, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Walk.
@@ -85,14 +85,14 @@ class Narrowing:
                     raise GreenError(f"{self.checkpoint.path}: nothing in {name} reads its {kind} channels one by one.")
                 for module in modules:
                     stack.callback(_watch(module, found[f"{i}.{kind}"], reads=kind != HIDDEN).remove)
-            if self.turns:
+            if self.damp is not None:
                 stack.enter_context(moments.watching())
             forward()
-        if self.turns:
+        if self.damp is not None:
             for kind, layers in readers.items():
                 (kept,) = choose({f"{i}.{kind}": found[f"{i}.{kind}"]}, self.sizes).values()
                 for short, layer in layers.items():
-                    _fit(layer, moments.of(short), kept, self.anatomy.sizes[kind], self.turns)
+                    _fit(layer, moments.of(short), kept, self.anatomy.sizes[kind], self.damp)
                     found[f"{name}.{short}{_WEIGHT}"] = layer.get_parameter("weight").data
         return found
 
@@ -106,7 +106,7 @@ def choose(scores: dict[str, Tensor], sizes: dict[str, int]) -> Kept:
 
 
 def fit(anatomy: Anatomy, target: float, fixed: dict[str, int], multiple: int) -> dict[str, int]:
-    """Sizes with at most ``target`` weights: MLP channels and heads lose the same share, hidden channels none.
+    """Sizes with at most ``target`` weights: MLP channels go; heads too when half of these are gone; hidden stay.
 
     Args:
         anatomy: what there is.
@@ -118,16 +118,20 @@ def fit(anatomy: Anatomy, target: float, fixed: dict[str, int], multiple: int) -
         GreenError: the smallest sizes are not small enough.
     """
     free = [k for k in (HEADS, MLP) if k in anatomy.kinds and k not in fixed]
-    for percent in range(1, 100):
-        sizes = fixed | {k: _shrunk(anatomy.sizes[k], 1 - percent / 100, multiple if k == MLP else 1) for k in free}
+    whole = anatomy.sizes
+    least = fixed | {k: _shrunk(whole[k], 0, multiple if k == MLP else 1) for k in free}
+    for percent in range(1, 101):
+        share = {MLP: 1 - percent / 100, HEADS: 2 * (1 - percent / 100)}
+        sizes = fixed | {k: _shrunk(whole[k], share[k], multiple if k == MLP else 1) for k in free}
         if anatomy.parameters(sizes) <= target and _possible(anatomy, sizes):
-            while MLP in free and anatomy.parameters(sizes | {MLP: sizes[MLP] + multiple}) <= target:
+            while MLP in free and sizes[MLP] + multiple <= whole[MLP]:
+                if anatomy.parameters(sizes | {MLP: sizes[MLP] + multiple}) > target:
+                    break
                 sizes[MLP] += multiple
             return sizes
-    least = anatomy.parameters(fixed | {k: _shrunk(anatomy.sizes[k], 0, multiple if k == MLP else 1) for k in free})
     raise GreenError(
-        f"Cutting {' and '.join(free) or 'nothing else'} alone leaves {least / 1e6:.1f}M weights at the least; "
-        f"{target / 1e6:.1f}M are wanted.",
+        f"Cutting {' and '.join(free) or 'nothing else'} alone leaves {anatomy.parameters(least) / 1e6:.1f}M weights "
+        f"at the least; {target / 1e6:.1f}M are wanted.",
         "Ask for less (--ratio, --to), give --hidden, or cut blocks or tokens too.",
     )
 
@@ -145,11 +149,11 @@ def _possible(anatomy: Anatomy, sizes: dict[str, int]) -> bool:
     return True
 
 
-def _fit(layer: nn.Module, H: Tensor, kept: Tensor, units: int, turns: int) -> None:
+def _fit(layer: nn.Module, H: Tensor, kept: Tensor, units: int, damp: float) -> None:
     """Let a reader make do with the units that stay."""
     W = weight_of(layer).contiguous()
-    stay = torch.zeros(units).index_fill(0, kept, 1).repeat_interleave(W.shape[1] // units)
-    set_weight(layer, reconstruct(W, W * stay, H, turns))
+    stay = torch.zeros(units, dtype=torch.bool).index_fill(0, kept, value=True).repeat_interleave(W.shape[1] // units)
+    set_weight(layer, refit(W, H, stay, damp))
 
 
 def _watch(module: nn.Module, total: Tensor, *, reads: bool) -> RemovableHandle:
