@@ -59,7 +59,7 @@ def tokens_of(tokenizer: Any, source: str, need: int) -> Tensor:
         GreenError: see :func:`samples`.
     """
     found: list[int] = []
-    for text in _texts(source):
+    for text in texts(source):
         found += tokenizer(text, verbose=False)["input_ids"]
         if len(found) >= need:
             break
@@ -138,7 +138,7 @@ def check_source(source: str) -> None:
         GreenError: see :func:`samples`; a hub data set is looked at when it is read.
     """
     if source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
-        next(iter(_texts(source)))
+        next(iter(texts(source)))
 
 
 def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
@@ -147,7 +147,28 @@ def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
     return {"source": source, "samples": ids.shape[0], "length": ids.shape[1], "seed": seed, "sha256": digest}
 
 
-def _texts(source: str) -> Iterator[str]:
+def translate(ids: Tensor, source: Checkpoint, to: Checkpoint) -> Tensor:
+    """Samples [count, length] of a checkpoint's tokenizer in another one's, as many as the same text makes."""
+    from tokenizers import Tokenizer
+
+    tokenizers = [Tokenizer.from_file(str(c.path / "tokenizer.json")) for c in (source, to)]
+    for tokenizer in tokenizers:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    found: list[int] = []
+    for row in ids.tolist():
+        text = tokenizers[0].decode(row, skip_special_tokens=False)
+        found += tokenizers[1].encode(text, add_special_tokens=False).ids
+    count = min(len(ids), len(found) // ids.shape[1])
+    return torch.tensor(found[: count * ids.shape[1]], dtype=torch.int64).view(count, -1)
+
+
+def texts(source: str) -> Iterator[str]:
+    """The texts of a ``.txt`` or ``.jsonl`` file, or of a hub data set.
+
+    Raises:
+        GreenError: see :func:`samples`.
+    """
     path = Path(source).expanduser()
     if path.suffix in (".txt", ".jsonl"):
         return _from_file(path)

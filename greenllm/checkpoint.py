@@ -80,8 +80,11 @@ class Checkpoint:
         """Number of weights of the dense model, tied ones counted once."""
         return sum(p.numel() for p in self.skeleton().parameters())
 
-    def skeleton(self) -> PreTrainedModel:
+    def skeleton(self, config: PretrainedConfig | None = None) -> PreTrainedModel:
         """The model with its parameters on the meta device (no memory), buffers real, in eval mode.
+
+        Args:
+            config: another configuration than the checkpoint's.
 
         Raises:
             GreenError: transformers cannot build this architecture.
@@ -90,7 +93,7 @@ class Checkpoint:
 
         try:
             with init_empty_weights(include_buffers=False):
-                model = _auto_class(self.task).from_config(copy.deepcopy(self.config), dtype=torch.float32)
+                model = _auto_class(self.task).from_config(copy.deepcopy(config or self.config), dtype=torch.float32)
         except (ValueError, KeyError, AttributeError, TypeError) as e:
             raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
         if self.tied:

@@ -285,7 +285,7 @@ def _one_step(
     start = time.monotonic()
     with artifact.writing(where) as path:
         with _energy(country) as energy:
-            ids = _samples(todo, part, progress) if step.calibrated else None
+            ids = _samples(todo, part, current, progress) if step.calibrated else None
             context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint)  # type: ignore[arg-type,return-value]
             result = step.run(current, path, context)
         record = StepRecord(
@@ -302,8 +302,8 @@ def _one_step(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _samples(todo: Plan, part: Path, progress: Progress) -> Tensor:
-    """Calibration samples of the source, made once and kept for a resumed run."""
+def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Tensor:
+    """Calibration samples of the source, made once and kept for a resumed run; in ``current``'s tokens."""
     from safetensors.torch import load_file, save_file
 
     from greenllm import calibration
@@ -314,7 +314,9 @@ def _samples(todo: Plan, part: Path, progress: Progress) -> Tensor:
         ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress)
         save_file({"input_ids": ids.contiguous()}, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
-    return load_file(file)["input_ids"]
+    ids = load_file(file)["input_ids"]
+    same = current.config.vocab_size == todo.checkpoint.config.vocab_size
+    return ids if same else calibration.translate(ids, todo.checkpoint, current)
 
 
 def _bench(

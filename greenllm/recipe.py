@@ -54,12 +54,13 @@ class Recipe(BaseModel):
 def step_types() -> dict[str, type[Step]]:
     """Every kind of step by its name in a recipe."""
     from greenllm.distill.step import Distill
+    from greenllm.prune.step import Prune
     from greenllm.quantize.bnb_step import BitsAndBytes
     from greenllm.quantize.mixed import Mixed
     from greenllm.quantize.step import Quantize
     from greenllm.quantize.tune_step import Tune
 
-    return {t.name: t for t in (Quantize, Mixed, Tune, BitsAndBytes, Distill)}
+    return {t.name: t for t in (Quantize, Mixed, Tune, BitsAndBytes, Prune, Distill)}
 
 
 def builtin() -> list[str]:

@@ -52,7 +52,8 @@ class Walk:
     def run(self, visit: Visit, progress: Progress | None = None) -> None:
         """Bring each block to ``visit``; commit what it returns; move the hidden states on.
 
-        ``visit`` may change the block's weights in place: the next block sees what it left.
+        ``visit`` may change the block's weights in place: the next block sees what it left. Tensors that it
+        returns may go on filling, by hooks it leaves on the block, until the hidden states have moved on.
         """
         progress = progress or Silent()
         done = self._resume()
@@ -88,7 +89,7 @@ class Walk:
         handle = head.register_forward_pre_hook(catch)
         try:
             for batch, hidden in zip(self.batches, self.hidden, strict=True):
-                with self._replaced([_PassThrough(b, hidden) for b in self.blocks]), _until_stopped():
+                with self._replaced([PassThrough(b, hidden) for b in self.blocks]), _until_stopped():
                     self.model(**batch)
                 yield caught.pop()
         finally:
@@ -97,7 +98,7 @@ class Walk:
     def _record(self) -> None:
         """Run the model with pass-through blocks to learn what each block is called with."""
         last = len(self.blocks) - 1
-        recorders = [_PassThrough(b, stop=i == last) for i, b in enumerate(self.blocks)]
+        recorders = [PassThrough(b, stop=i == last) for i, b in enumerate(self.blocks)]
         for batch in self.batches:
             with self._replaced(recorders), _until_stopped():
                 self.model(**batch)
@@ -133,7 +134,7 @@ class Walk:
         return 0
 
     @contextmanager
-    def _replaced(self, stand_ins: list[_PassThrough]) -> Iterator[None]:
+    def _replaced(self, stand_ins: list[PassThrough]) -> Iterator[None]:
         real = list(self.blocks)
         for i, stand_in in enumerate(stand_ins):
             self.blocks[i] = stand_in
@@ -144,7 +145,7 @@ class Walk:
                 self.blocks[i] = block
 
 
-class _PassThrough(nn.Module):
+class PassThrough(nn.Module):
     """Stands in for a block: notes what it was called with, returns its input or a given one."""
 
     def __init__(self, real: nn.Module, give: Tensor | None = None, *, stop: bool = False) -> None:
@@ -163,6 +164,7 @@ class _PassThrough(nn.Module):
             return getattr(object.__getattribute__(self, "real"), name)
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What a block would be called with goes in, hidden states come out."""
         self.hidden = hidden
         self.call = (args, kwargs)
         if self.stop:

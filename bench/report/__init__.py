@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
-from greenllm.bench.report import figures
+from greenllm.bench.report import cuts, figures
 from greenllm.bench.report.words import change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
 from greenllm.errors import GreenError
@@ -63,7 +63,7 @@ def render(results: Results, template: str) -> str:
         rows=results.rows,
         groups=_groups(results),
         cards=[(row, _cards(results, row)) for row in others],
-        pictures=[p for p in (figures.ratios(results), figures.trade(results)) if p],
+        pictures=[p for p in (figures.ratios(results), figures.trade(results)) if p] + cuts.pictures(results),
         metrics=METRICS,
         others=others,
     )

@@ -104,7 +104,7 @@ class _Trace:
 
     def run(self, call: Call) -> Tensor:
         handles = [m.register_forward_pre_hook(self._read(n)) for n, m in self.layers.items()]
-        norms = {n: m for n, m in self.block.named_modules() if n not in self.layers and _channels(m)}
+        norms = {n: m for n, m in self.block.named_modules() if n not in self.layers and channels(m)}
         handles += [m.register_forward_hook(self._write(n)) for n, m in norms.items()]
         try:
             return call.run(self.block)
@@ -122,7 +122,7 @@ class _Trace:
         pairs = []
         for readers in found.values():
             x = inputs[readers[0]]
-            norms = [n for n, y in self.wrote if y is x and _channels(self.block.get_submodule(n)) == x.shape[-1]]
+            norms = [n for n, y in self.wrote if y is x and channels(self.block.get_submodule(n)) == x.shape[-1]]
             before = reversed(order[: order.index(readers[0])])
             fitting = [n for n in before if weight_of(self.layers[n]).shape[0] == x.shape[-1]]
             pairs.append((tuple(readers), norms or fitting))
@@ -135,7 +135,7 @@ class _Trace:
         return lambda _, __, out: self.wrote.append((name, out))
 
 
-def _channels(module: nn.Module) -> int:
+def channels(module: nn.Module) -> int:
     """Channels of a module that ends in a factor for each (and perhaps a bias), 0 for any other."""
     own = dict(module.named_parameters(recurse=False))
     shapes = {p.shape for p in own.values()}

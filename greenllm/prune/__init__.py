@@ -1,0 +1,1 @@
+"""Smaller models: blocks, heads, channels, tokens and single weights that go."""
