@@ -39,7 +39,7 @@ def bench(
     window: int = 512,
     effort: Literal["quick", "full"] | Effort = "quick",
     report: str | Path | None = None,
-    meter: meters.Meter | None = None,
+    meter: str | meters.Meter | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Measure models side by side: quality, speed, size, energy and carbon.
@@ -62,7 +62,8 @@ def bench(
         window: tokens of a scored window.
         effort: "quick" (minutes), "full", or an :class:`Effort`.
         report: directory, or name of the ``.html`` file, to write the report to.
-        meter: of energy; codecarbon by default.
+        meter: of energy, by name (see :func:`greenllm.bench.energy.choose`) or one of your own; by default the best
+            that is here.
         progress: told of each stage.
 
     Returns:
@@ -81,6 +82,8 @@ def bench(
     located = country is not None or intensity is not None
     grid = meters.grid(country, region, intensity) if carbon or (carbon is None and located) else None
     targets = find_all(models, baseline, names)
+    if energy and isinstance(meter, str):
+        meters.choose(meter).close()  # refused here, not after minutes
     corpus = texts.read(text)
     scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
     here = machine()
@@ -122,21 +125,22 @@ def bench(
 
 
 def _energy(
-    session: Session, query: Query, effort: Effort, grid: meters.Grid | None, meter: meters.Meter | None
+    session: Session, query: Query, effort: Effort, grid: meters.Grid | None, meter: str | meters.Meter | None
 ) -> dict[str, str | float]:
-    from greenllm.bench.energy.codecarbon import Codecarbon
-
-    used = meter or Codecarbon()
+    used = meters.choose(meter) if meter is None or isinstance(meter, str) else meter
     try:
         idle = phases.energy(session, query, effort, used, grid)
     finally:
-        if meter is None:
+        if used is not meter:
             used.close()
     found: dict[str, str | float] = {
         "meter": used.method,
         "meter_covers": used.covers,
-        "energy_window_s": max(effort.energy, used.shortest),
-        "idle_w": round(idle.power, 3),
+        "meter_leaves_out": used.leaves_out,
+        "meter_resolution": used.resolution,
+        "energy_window_s": max(effort.energy, meters.shortest(used)),
+        "idle_w": round(idle.before.power, 3),
+        "idle_after_w": round(idle.after.power, 3),
     }
     if grid is None:
         return found

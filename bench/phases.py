@@ -69,26 +69,34 @@ def _memory(who: Contender) -> None:
 
 def energy(
     session: Session, query: Query, effort: Effort, meter: meters.Meter, grid: meters.Grid | None
-) -> meters.Window:
-    """One idle window (all models loaded), then one window of queries back to back for each model."""
-    seconds = max(effort.energy, meter.shortest)
-    session.progress.stage("energy", seconds * (1 + len(session.live)))
-    end = time.monotonic() + seconds
-    idle = meters.watch(meter, lambda wait: _sleep(wait, end))
-    session.progress.advance(seconds)
+) -> meters.Idle:
+    """A window of queries back to back for each model, between two idle ones (all models loaded)."""
+    seconds = max(effort.energy, meters.shortest(meter))
+    session.progress.stage("energy", seconds * (2 + len(session.live)))
+    before = _rest(session, meter, seconds)
+    worked: list[tuple[Contender, meters.Window]] = []
     for who in list(session.live):
         with session.watching(who, "energy"):
             who.model.send("queries", who.prompt, query.answer, seconds)
             work = meters.watch(meter, who.model.done)
-            times = [q.seconds for q in who.model.result()]
-            before = [q.seconds for r in who.rounds.rounds for q in r]
-            gross, net = meters.per_query(work, idle, times, before, meter.method)
-            who.row.samples["query_seconds"] = times
-            who.row.measurements |= {"energy_gross": gross, "energy_net": net}
-            if grid:
-                who.row.measurements |= _carbon(gross, net, grid, query.answer or query.prompt)
+            who.row.samples["query_seconds"] = [q.seconds for q in who.model.result()]
+            worked.append((who, work))
         session.progress.advance(seconds)
+    idle = meters.Idle(before, _rest(session, meter, seconds))
+    for who, work in worked:
+        others = [q.seconds for r in who.rounds.rounds for q in r]
+        gross, net = meters.per_query(work, idle, who.row.samples["query_seconds"], others, meter)
+        who.row.measurements |= {"energy_gross": gross, "energy_net": net}
+        if grid:
+            who.row.measurements |= _carbon(gross, net, grid, query.answer or query.prompt)
     return idle
+
+
+def _rest(session: Session, meter: meters.Meter, seconds: float) -> meters.Window:
+    end = time.monotonic() + seconds
+    found = meters.watch(meter, lambda wait: _sleep(wait, end))
+    session.progress.advance(seconds)
+    return found
 
 
 def _sleep(wait: float, end: float) -> bool:

@@ -8,6 +8,8 @@ from greenllm.bench import texts
 from greenllm.bench.results import METRICS, Results
 from greenllm.bench.session import Query, Session
 
+_DRIFT = 0.05  # of idle power, from which on it is told
+
 
 def query_settings(query: Query) -> dict[str, Any]:
     """What a query is, in numbers and words."""
@@ -82,10 +84,11 @@ def _sentences(s: dict[str, Any]) -> str:
 
 def _energy(s: dict[str, Any]) -> str:
     return (
-        f"{s['meter']} ({s['meter_covers']}). Windows of {s['energy_window_s']:.0f} s or more of queries back to back; "
-        f"an idle window of the same length, all models loaded, gave {s['idle_w']:.2f} W. Gross is everything the "
-        "meter counts while a query runs; net is less the idle power. The interval holds the scatter of power and of "
-        "query times."
+        f"{s['meter']}: {s['meter_covers']}. Left out: {s['meter_leaves_out']}. Resolution: {s['meter_resolution']}. "
+        f"Windows of {s['energy_window_s']:.0f} s or more of queries back to back, between two idle windows of the "
+        f"same length with all models loaded: {s['idle_w']:.2f} W before, {s['idle_after_w']:.2f} W after. Gross is "
+        "everything the meter counts while a query runs; net is less the idle power, taken on the line between the "
+        "two. The interval holds the scatter of power and of query times, the meter's lag, and half the drift of idle."
     )
 
 
@@ -106,6 +109,8 @@ def caveats(results: Results) -> list[str]:
             "Energy and carbon are estimates from the processor's rated power and load; no instrument was read. Their "
             "intervals do not hold the error of that estimate."
         )
+    if "meter" in settings and abs(rise := settings["idle_after_w"] - settings["idle_w"]) > _DRIFT * settings["idle_w"]:
+        found.append(f"Idle power drifted by {rise:+.2f} W during the bench; net energy is that much less certain.")
     if "meter" in settings and "grid" not in settings:
         found.append("No country was given: energy is told, gCO2e is left out.")
     if here.load is not None and here.load > 0.5 * here.cores:

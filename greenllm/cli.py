@@ -116,6 +116,11 @@ def bench(
     report: Annotated[Path | None, typer.Option(help="directory for report.html, report.md and report.json")] = None,
     text: Annotated[Path | None, typer.Option(help="text for perplexity; default: Python's own documentation")] = None,
     country: CountryOption = None,
+    region: Annotated[str | None, typer.Option(help="state, province or bidding zone of that country")] = None,
+    intensity: Annotated[float | None, typer.Option(help="gCO2e per kWh that you know, instead of a country's")] = None,
+    meter: Annotated[
+        str | None, typer.Option(help="rapl, nvml, ina3221, codecarbon or a sum such as rapl+nvml; default: the best")
+    ] = None,
     pairs: PairsOption = None,
     effort: EffortOption = "quick",
     threads: ThreadsOption = None,
@@ -125,13 +130,16 @@ def bench(
     from greenllm.bench.report import table
     from greenllm.screen import Bars
 
-    country = ask_country(country)
+    country = country if intensity is not None else ask_country(country)
     with Bars(console) as bars:
         results = room(
             models,
             text=text,
             pairs=pairs,
             country=country,
+            region=region,
+            intensity=intensity,
+            meter=meter,
             effort=effort,
             threads=threads,
             report=report,

@@ -84,45 +84,14 @@ def _targets() -> list[Finding]:
     return found
 
 
+_METERS = {"ina3221": "INA3221 (Jetson)", "rapl": "RAPL (CPU)", "nvml": "NVML (NVIDIA GPU)", "codecarbon": "codecarbon"}
+
+
 def meters() -> list[Finding]:
-    """Power meters: measured ones by their files in sysfs, the estimate last."""
-    return [_rapl(), _jetson(), _nvml(), _estimate()]
+    """Power meters, the best first; none is started."""
+    from greenllm.bench.energy.selection import meters as found
 
-
-def _rapl() -> Finding:
-    files = sorted(Path("/sys/class/powercap").glob("intel-rapl:*/energy_uj"))
-    if not files:
-        return Finding("power meters", "RAPL (CPU)", False, "not on this machine (virtual machines rarely have it)")
-    if not all(os.access(f, os.R_OK) for f in files):
-        return Finding(
-            "power meters",
-            "RAPL (CPU)",
-            False,
-            "there, but not readable by you",
-            f"sudo chmod a+r {files[0]} (and its siblings)",
-        )
-    return Finding("power meters", "RAPL (CPU)", True, f"{len(files)} domains, measured")
-
-
-def _jetson() -> Finding:
-    rails = sorted(Path("/sys/bus/i2c/drivers/ina3221").glob("*/hwmon/hwmon*/in*_label"))
-    return Finding(
-        "power meters",
-        "INA3221 (Jetson)",
-        bool(rails),
-        f"{len(rails)} rails, measured" if rails else "not on this machine",
-    )
-
-
-def _nvml() -> Finding:
-    there = Path("/dev/nvidia0").exists()
-    return Finding("power meters", "NVML (NVIDIA GPU)", there, "measured" if there else "no NVIDIA GPU here")
-
-
-def _estimate() -> Finding:
-    there = importlib.util.find_spec("codecarbon") is not None
-    text = "estimated from the processor's type and load" if there else "missing"
-    return Finding("power meters", "codecarbon", there, text, "" if there else 'pip install "greenllm[bench]"')
+    return [Finding("power meters", _METERS[m.name], m.usable, m.detail, m.fix) for m in found()]
 
 
 def render(findings: list[Finding]) -> Table:

@@ -13,7 +13,8 @@ from greenllm.errors import GreenError
 class FakeMeter:
     """A known trace: ``watts`` at every moment, with noise; its clock moves when it is asked to wait."""
 
-    method, covers, shortest = "measured:fake", "a known trace", 0.0
+    method, covers, leaves_out, resolution = "measured:fake", "a known trace", "nothing", "exact"
+    period = lag = 0.0
 
     def __init__(self, watts, noise=0.0):
         self.now, self.total, self.watts = 0.0, 0.0, watts
@@ -44,7 +45,9 @@ def test_a_known_load_comes_back_within_two_percent_and_inside_its_interval():
     idle = meter.window(30)
     meter.watts = 50.0
     work = meter.window(30)
-    gross, net = energy.per_query(work, idle, [3.0] * 10, [3.01, 2.99], meter.method)
+    meter.watts = 20.0
+    idle = energy.Idle(idle, meter.window(30))
+    gross, net = energy.per_query(work, idle, [3.0] * 10, [3.01, 2.99], meter)
     assert gross.value == pytest.approx(150, rel=0.02)
     assert net.value == pytest.approx(90, rel=0.02)
     assert 150 in gross
@@ -57,15 +60,15 @@ def test_interval_of_energy_per_query_covers_the_truth():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         work = energy.Window(20.0, 20 * (w := rng.normal(50, 2, 20)).mean(), w.tolist())
-        idle = energy.Window(20.0, 20 * (i := rng.normal(20, 1, 20)).mean(), i.tolist())
-        _, net = energy.per_query(work, idle, [2.0] * 10, [2.0], "test")
+        rests = [energy.Window(20.0, 20 * (i := rng.normal(20, 1, 20)).mean(), i.tolist(), at) for at in (0.0, 60.0)]
+        _, net = energy.per_query(work, energy.Idle(*rests), [2.0] * 10, [2.0], FakeMeter(0))
         hits += 60 in net
     assert hits >= 90
 
 
 def test_one_reading_has_no_interval():
     window = energy.Window(1.0, 10.0, [10.0])
-    gross, net = energy.per_query(window, window, [1.0], [], "test")
+    gross, net = energy.per_query(window, energy.Idle(window, window), [1.0], [], FakeMeter(0))
     assert gross.ci95 is None
     assert net.ci95 is None
 

@@ -140,7 +140,8 @@ def test_energy_by_an_injected_meter(two):
     import time
 
     class Constant:
-        method, covers, shortest = "measured:fake", "30 W, always", 0.1
+        method, covers, leaves_out, resolution = "measured:fake", "30 W, always", "nothing", "exact"
+        period, lag = 0.01, 0.0
 
         def __init__(self):
             self.begin = time.perf_counter()

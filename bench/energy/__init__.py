@@ -11,44 +11,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 from greenllm.artifact import Energy
 from greenllm.bench.energy.grid import Grid, check_country, countries, grid
+from greenllm.bench.energy.meter import PERIODS, Meter
+from greenllm.bench.energy.selection import METERS, choose, meters
 from greenllm.bench.measurement import Interval, Measurement, t_interval
 
-__all__ = ["Grid", "Meter", "Window", "check_country", "countries", "grid", "per_query", "track", "watch"]
+__all__ = ["METERS", "Grid", "Idle", "Meter", "Window", "check_country", "choose", "countries", "grid", "meters",
+           "per_query", "shortest", "track", "watch"]  # fmt: skip
 
 JOULES_PER_KWH = 3.6e6
 
 
-class Meter(Protocol):
-    """A counter of energy, running from when it was made until it is closed.
-
-    Attributes:
-        method: "measured:…" or "estimated:…".
-        covers: which parts of the machine it counts, and what it assumes.
-        shortest: seconds that a window must at least last to mean something.
-    """
-
-    method: str
-    covers: str
-    shortest: float
-
-    def joules(self) -> float:
-        """Energy since the meter was made."""
-
-    def close(self) -> None:
-        """Stop counting."""
-
-
 @dataclass(frozen=True)
 class Window:
-    """Energy of some work: totals, and mean watts of each part of about a second."""
+    """Energy of some work: totals, mean watts of each part of about a second, and when its middle was."""
 
     seconds: float
     joules: float
     watts: list[float]
+    middle: float = 0.0
 
     @property
     def power(self) -> float:
@@ -58,6 +41,35 @@ class Window:
     def spread(self) -> Interval | None:
         """95 % interval of the mean power."""
         return t_interval(self.watts)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """The machine at rest before all work and after it; what lay between is on the line through both."""
+
+    before: Window
+    after: Window
+
+    @property
+    def drift(self) -> float:
+        """Watts that idle power rose by."""
+        return self.after.power - self.before.power
+
+    def power(self, at: float) -> float:
+        """Watts at a moment between the two."""
+        length = self.after.middle - self.before.middle
+        share = (at - self.before.middle) / length if length > 0 else 0.5
+        return self.before.power + min(max(share, 0.0), 1.0) * self.drift
+
+    def half(self) -> float | None:
+        """Half-width: the scatter of both, and half the drift, which need not have been even."""
+        a, b = _half(self.before.spread()), _half(self.after.spread())
+        return None if a is None or b is None else (max(a, b) ** 2 + (self.drift / 2) ** 2) ** 0.5
+
+
+def shortest(meter: Meter) -> float:
+    """Seconds that a window of this meter must at least last."""
+    return PERIODS * meter.period
 
 
 def watch(meter: Meter, done: Callable[[float], bool], clock: Callable[[], float] = time.perf_counter) -> Window:
@@ -72,35 +84,38 @@ def watch(meter: Meter, done: Callable[[float], bool], clock: Callable[[], float
         if now - last > 0.5:  # noqa: PLR2004 - a short rest would weigh as much as a whole second
             watts.append((joules - before) / (now - last))
             last, before = now, joules
-    return Window(clock() - begin, meter.joules() - first, watts)
+    end = clock()
+    return Window(end - begin, meter.joules() - first, watts, (begin + end) / 2)
 
 
 def per_query(
-    work: Window, idle: Window, seconds: list[float], others: list[float], method: str
+    work: Window, idle: Idle, seconds: list[float], others: list[float], meter: Meter
 ) -> tuple[Measurement, Measurement]:
     """Joules per query, gross and net of idle power.
 
     Args:
         work: a window in which queries ran back to back.
-        idle: a window in which nothing ran.
+        idle: windows in which nothing ran.
         seconds: how long each query of the window took.
         others: how long the same query took at other times; they tell the scatter, too.
-        method: the meter's.
+        meter: that counted; at both edges of the window it may have been old by its lag.
     """
     duration = work.seconds / len(seconds)
-    slow = _scatter([*seconds, *others], len(seconds))
-    noise, floor = _half(work.spread()), _half(idle.spread())
+    slow = scatter([*seconds, *others], len(seconds))
+    noise, floor, rest = _half(work.spread()), idle.half(), idle.power(work.middle)
+    if noise is not None:
+        noise = (noise**2 + (work.power * meter.lag / work.seconds) ** 2) ** 0.5
 
     def figure(power: float, half: float | None, note: str) -> Measurement:
         value, ci = power * duration, None
         if half is not None and slow is not None:
             reach = duration * (half**2 + (power * slow) ** 2) ** 0.5
             ci = (value - reach, value + reach)
-        return Measurement(value=value, unit="J", n=len(seconds), ci95=ci, method=method, note=note)
+        return Measurement(value=value, unit="J", n=len(seconds), ci95=ci, method=meter.method, note=note)
 
     gross = figure(work.power, noise, "everything the meter covers, while a query ran")
     both = None if noise is None or floor is None else (noise**2 + floor**2) ** 0.5
-    return gross, figure(work.power - idle.power, both, f"less {idle.power:.2f} W of the idle machine")
+    return gross, figure(work.power - rest, both, f"less {rest:.2f} W of the idle machine")
 
 
 @dataclass(frozen=True)
@@ -119,10 +134,8 @@ def track(country: str | None = None, region: str | None = None, intensity: floa
     Raises:
         GreenError: an unknown country, or no meter on this machine.
     """
-    from greenllm.bench.energy.codecarbon import Codecarbon
-
     factor = grid(country, region, intensity) if country or intensity is not None else None
-    meter = Codecarbon(every=5)
+    meter = choose()
     energy = Energy(kwh=0.0, seconds=0.0, method=meter.method, country=factor.country if factor else None)
     begin = time.perf_counter()
     try:
@@ -138,7 +151,7 @@ def _half(ci: Interval | None) -> float | None:
     return None if ci is None else (ci[1] - ci[0]) / 2
 
 
-def _scatter(all_seconds: list[float], n: int) -> float | None:
+def scatter(all_seconds: list[float], n: int) -> float | None:
     """Relative half-width of the mean of ``n`` queries, the scatter known from all of them."""
     half = _half(t_interval(all_seconds))
     mean = sum(all_seconds) / len(all_seconds)

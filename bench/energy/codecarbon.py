@@ -5,6 +5,7 @@ It is kept from printing, writing files and calling home, whatever its environme
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 
@@ -13,19 +14,33 @@ from greenllm.errors import GreenError
 _COUNTERS = {"intel_rapl": "rapl", "apple_powermetrics": "powermetrics", "intel_power_gadget": "power-gadget"}
 
 
+def look() -> str:
+    """What is there, in words.
+
+    Raises:
+        GreenError: codecarbon is not installed.
+    """
+    if importlib.util.find_spec("codecarbon") is None:
+        raise GreenError("codecarbon is not installed.", 'pip install "greenllm[bench]"')
+    return "estimated from the processor's type and load"
+
+
 class Codecarbon:
     """See :class:`greenllm.bench.energy.Meter`.
 
     Args:
-        every: seconds between its own samples.
+        every: seconds between samples that nobody asked for.
 
     Raises:
         GreenError: codecarbon finds nothing to go by.
     """
 
-    shortest = 10.0
+    resolution = "an estimate: its load is sampled about every second, and what is shorter than 10 s is noise"
+    leaves_out = "disks, network, fans, screen, and the loss of the power supply"
+    period = 1.0
+    lag = 0.0  # it samples anew whenever it is read
 
-    def __init__(self, every: float = 1) -> None:
+    def __init__(self, every: float = 5) -> None:
         from codecarbon import OfflineEmissionsTracker
 
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
