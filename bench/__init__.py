@@ -14,6 +14,7 @@ from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
 from greenllm.bench.results import METRICS, Results, Row, machine
 from greenllm.bench.session import EFFORTS, Effort, Query, Session
+from greenllm.bench.tasks import read, run
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
@@ -28,6 +29,8 @@ def bench(
     names: Sequence[str] | None = None,
     text: str | Path | None = None,
     pairs: str | Path | None = None,
+    tasks: Sequence[str | Path] = (),
+    limit: int | None = None,
     country: str | None = None,
     region: str | None = None,
     intensity: float | None = None,
@@ -50,6 +53,8 @@ def bench(
         names: of the models in the report; by default those of their directories.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
+        tasks: ``.jsonl`` files of multiple choice, see :mod:`greenllm.bench.tasks.items`.
+        limit: items of each task, evenly spread; 0 for all; by default as the effort says.
         country: of the grid, a three-letter code or a name.
         region: state, province or bidding zone, where the grid data know it.
         intensity: gCO2e per kWh, instead of a country's.
@@ -85,12 +90,15 @@ def bench(
     if energy and isinstance(meter, str):
         meters.choose(meter).close()  # refused here, not after minutes
     corpus = texts.read(text)
+    asked = [read(t, settings.items if limit is None else limit) for t in tasks]
     scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
     here = machine()
     threads = threads or here.cores
     with Session(targets, threads, progress or Silent()) as session:
         session.load()
         encoders = any(c.info.task == "feature-extraction" for c in session.live)
+        if encoders and asked:
+            raise GreenError("Tasks ask text generators; these are encoders.", "Leave out --task.")
         query = Query(prompt_tokens, 0 if encoders else answer_tokens)
         phases.cut(session, corpus, window, settings.windows, query)
         stopped = phases.speed(session, query, settings)
@@ -99,6 +107,7 @@ def bench(
             phases.embed(session, texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
         else:
             phases.score(session)
+            run(session, asked)
         compare.ratios(session)
         results = Results(
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),

@@ -47,6 +47,18 @@ class Server:
         keep = np.lib.format.open_memmap(save, "w+", np.float32, logits.shape) if save else None
         return perplexity.score(logits, tokens[start:], source, keep)
 
+    def likelihoods(self, requests: list[tuple[list[int], int]]) -> list[float]:
+        """Log-likelihood in nats of ``tokens[start:]`` after ``tokens[:start]``, for each of them.
+
+        Raises:
+            GreenError: the logits hold NaN or infinity, or a token lies beyond them.
+        """
+        found = []
+        for tokens, start in requests:
+            logits = self._ready.logits(tokens)[start - 1 : -1]
+            found.append(-perplexity.score(logits, tokens[start:]).nll * len(logits))
+        return found
+
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """Embeddings, float32 [B, H].
 

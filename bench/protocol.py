@@ -43,6 +43,8 @@ def methods(results: Results) -> dict[str, str]:
         found["Perplexity"] = _perplexity(s)
     if results.has("kl") or results.has("cosine"):
         found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
+    if any(row.tasks for row in results.rows):
+        found["Tasks"] = _choices()
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
@@ -65,6 +67,15 @@ def _perplexity(s: dict[str, Any]) -> str:
         f"{s['scored_tokens']:,} tokens. No chat template. Interval: Student's t on the windows' log-likelihoods; "
         "ratios are paired window by window. Bits per byte is the same likelihood over the text's UTF-8 bytes, and "
         "compares models with different tokenizers."
+    )
+
+
+def _choices() -> str:
+    return (
+        "Multiple choice without examples and without a chat template, with lm-eval's prompts for HellaSwag, ARC and "
+        "BoolQ: the answer is the choice that is likeliest after the context; normalized, likeliest for its number of "
+        "characters. Interval: Wilson's. Against the baseline: the same items, BCa bootstrap of the difference, items "
+        "won and lost, and McNemar's exact p."
     )
 
 

@@ -76,6 +76,36 @@ class Provenance(_Strict):
     energy_kwh: float | None = None
 
 
+class Paired(_Strict):
+    """A model's answers against the baseline's, item by item; ``p`` is McNemar's, exact."""
+
+    difference: Measurement
+    won: int
+    lost: int
+    p: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Decided only where the difference's interval leaves out 0."""
+        low, high = self.difference.ci95 or (-1.0, 1.0)
+        if low == high == 0:
+            return "same"
+        return "undecided" if low <= 0 <= high else "better" if low > 0 else "worse"
+
+
+class TaskResult(_Strict):
+    """Right answers on a task; ``total`` is how many items its file has, ``chance`` what guessing gets right."""
+
+    total: int
+    chance: float
+    right: list[int]
+    right_normalized: list[int]
+    accuracy: Measurement
+    normalized: Measurement
+    against: Paired | None = None
+    against_normalized: Paired | None = None
+
+
 class Row(_Strict):
     """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline."""
 
@@ -88,6 +118,7 @@ class Row(_Strict):
     measurements: dict[str, Measurement] = Field(default_factory=dict)
     ratios: dict[str, Measurement] = Field(default_factory=dict)
     samples: dict[str, list[float]] = Field(default_factory=dict)
+    tasks: dict[str, TaskResult] = Field(default_factory=dict)
     provenance: Provenance = Field(default_factory=Provenance)
 
     def __getitem__(self, metric: str) -> Measurement:

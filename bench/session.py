@@ -29,6 +29,7 @@ class Effort:
     Attributes:
         windows: windows of text to score.
         sentences: sentences to embed, for an encoder.
+        items: of each task, evenly spread; 0 for all.
         rounds: rounds of queries, at least, unless the time is up.
         width: relative half-width at which an interval is narrow enough.
         seconds: for the rounds of all models together.
@@ -38,6 +39,7 @@ class Effort:
 
     windows: int = 16
     sentences: int = 64
+    items: int = 200
     rounds: int = 5
     width: float = 0.05
     seconds: float = 45.0
@@ -47,7 +49,7 @@ class Effort:
 
 EFFORTS = {
     "quick": Effort(),
-    "full": Effort(windows=100, sentences=256, rounds=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0),
+    "full": Effort(windows=100, sentences=256, items=0, rounds=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0),
 }
 
 

@@ -137,6 +137,10 @@ class Tokens:
             raise GreenError(f"The text has {len(ids)} tokens, the prompt {length}.", "Give a longer text.")
         return [*self.prefix(), *ids[:length]]
 
+    def text(self, text: str) -> list[int]:
+        """A whole text, after the tokenizer's own first tokens."""
+        return [*self.prefix(), *self._tokenizer.encode(text, add_special_tokens=False).ids]
+
     def prefix(self) -> list[int]:
         """The tokens that the tokenizer itself puts before a text: a beginning-of-text token, or nothing."""
         encoding = self._tokenizer.encode("a")

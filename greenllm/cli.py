@@ -42,6 +42,10 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; def
 PairsOption = Annotated[
     Path | None, typer.Option(help="encoders: sentence pairs with a score (.csv, .tsv, .jsonl), for rank correlation")
 ]
+TaskOption = Annotated[
+    list[Path] | None, typer.Option("--task", help="multiple choice to answer, a .jsonl file; may be given again")
+]
+LimitOption = Annotated[int | None, typer.Option(min=0, help="items of each task; 0: all; default: 200; full: all")]
 EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long the bench measures")]
 
 
@@ -62,6 +66,8 @@ def compress(
     country: CountryOption = None,
     bench: Annotated[bool, typer.Option("--bench/--no-bench", help="measure before against after")] = True,
     pairs: PairsOption = None,
+    task: TaskOption = None,
+    limit: LimitOption = None,
     effort: EffortOption = "quick",
     max_loss: Annotated[
         float, typer.Option(min=1, help="most that the bench may find: perplexity over the source's")
@@ -82,7 +88,7 @@ def compress(
     out = out or pipeline.default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench)
-    options = {"text": text, "pairs": pairs, "effort": effort, "threads": threads}
+    options = {"text": text, "pairs": pairs, "tasks": task or [], "limit": limit, "effort": effort, "threads": threads}
     with Bars(console) as bars:
         done = pipeline.execute(
             todo, out, source=model, country=country, bench=bench, bench_options=options,
@@ -122,6 +128,8 @@ def bench(
         str | None, typer.Option(help="rapl, nvml, ina3221, codecarbon or a sum such as rapl+nvml; default: the best")
     ] = None,
     pairs: PairsOption = None,
+    task: TaskOption = None,
+    limit: LimitOption = None,
     effort: EffortOption = "quick",
     threads: ThreadsOption = None,
 ) -> None:
@@ -136,6 +144,8 @@ def bench(
             models,
             text=text,
             pairs=pairs,
+            tasks=task or [],
+            limit=limit,
             country=country,
             region=region,
             intensity=intensity,

@@ -253,17 +253,18 @@ def _steps(todo: Plan, part: Path, country: str | None, progress: Progress) -> A
     final = part / "checkpoint"
     if artifact.is_artifact(final):
         return artifact.open_verified(final)
-    current = todo.checkpoint
+    current = dense = todo.checkpoint
     records = list(artifact.read(current.path).manifest.steps) if artifact.is_artifact(current.path) else []
     results: dict[str, Any] = {}
     last = len(todo.recipe.steps) - 1
     for i in range(last + 1):
         where = final if i == last else part / f"step-{i}"
         if not artifact.is_artifact(where):
-            _one_step(todo, current, i, part, where, records, country, progress)
+            _one_step(todo, current, dense, i, part, where, records, country, progress)
         done = artifact.open_verified(where)
         records, results = list(done.manifest.steps), dict(done.manifest.details)
         current = Checkpoint(where, [artifact.as_source(done), *done.manifest.parents])
+        dense = dense if current.quantized else current
     if not todo.recipe.steps:
         with artifact.writing(final) as path:
             current.write_dense(path)
@@ -274,8 +275,8 @@ def _steps(todo: Plan, part: Path, country: str | None, progress: Progress) -> A
 
 
 def _one_step(
-    todo: Plan, current: Checkpoint, i: int, part: Path, where: Path, records: list[StepRecord],
-    country: str | None, progress: Progress,
+    todo: Plan, current: Checkpoint, dense: Checkpoint, i: int, part: Path, where: Path,
+    records: list[StepRecord], country: str | None, progress: Progress,
 ) -> None:  # fmt: skip
     from greenllm.calibration import describe
     from greenllm.step import Context
@@ -286,7 +287,7 @@ def _one_step(
     with artifact.writing(where) as path:
         with _energy(country) as energy:
             ids = _samples(todo, part, current, progress) if step.calibrated else None
-            context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint)  # type: ignore[arg-type,return-value]
+            context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint, dense)  # type: ignore[arg-type,return-value]
             result = step.run(current, path, context)
         record = StepRecord(
             step=step.name, parameters=todo.recipe.dump()["steps"][i][step.name],

@@ -40,7 +40,8 @@ class Context:
         samples: makes the calibration samples, int64 [count, length], on first use.
         seed: for whatever is random.
         progress: told how far it is.
-        source: the dense checkpoint that a recipe began with; None where none is known.
+        source: the checkpoint that a recipe began with; None where none is known.
+        dense: the last of a recipe's checkpoints that is not quantized; None where there is none.
     """
 
     work: Path
@@ -48,6 +49,7 @@ class Context:
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
     source: Checkpoint | None = None
+    dense: Checkpoint | None = None
 
 
 @runtime_checkable

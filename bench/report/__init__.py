@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
-from greenllm.bench.report import cuts, figures
-from greenllm.bench.report.words import change, interval, number, times
+from greenllm.bench.report import cuts, figures, tasks
+from greenllm.bench.report.words import EMPTY, MARKS, change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
 from greenllm.errors import GreenError
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["escape", "table", "write_report"]
 
 _CARDS = ("disk", "decode", "encode", "perplexity", "cosine", "memory", "energy_gross", "carbon_gross")
-_MARKS = {"better": "▲", "worse": "▼", "same": "=", "undecided": "≈", "unknown": ""}
 
 
 def write_report(results: Results, to: str | Path) -> Path:
@@ -95,16 +94,15 @@ def _groups(results: Results) -> list[tuple[str, list[tuple[str, list[dict[str, 
         if results.has(name):
             cells = [_cell(row, name) for row in results.rows]
             found.setdefault(metric.group, []).append((metric.label, cells))
+    if lines := tasks.lines(results):
+        found["Tasks"] = lines
     return list(found.items())
 
 
 def _cell(row: Row, name: str) -> dict[str, Any]:
     measured, ratio = row.measurements.get(name), row.ratios.get(name)
     if measured is None:
-        return dict.fromkeys(("value", "unit", "interval", "ratio", "ratio_interval", "mark", "word", "note"), "") | {
-            "value": "–",
-            "estimated": False,
-        }
+        return dict(EMPTY)
     verdict = row.verdict(name) if ratio else "unknown"
     exact = measured.ci95 is not None and measured.ci95[0] == measured.ci95[1]
     return {
@@ -114,7 +112,7 @@ def _cell(row: Row, name: str) -> dict[str, Any]:
         "estimated": measured.estimated,
         "ratio": times(ratio.value) if ratio else "",
         "ratio_interval": interval(ratio.ci95) if ratio and ratio.ci95 and ratio.ci95[0] != ratio.ci95[1] else "",
-        "mark": _MARKS[verdict],
+        "mark": MARKS[verdict],
         "word": verdict if verdict != "unknown" else "",
         "note": f"{measured.method}, n = {measured.n}" + (f"; {measured.note}" if measured.note else ""),
     }
@@ -137,7 +135,7 @@ def _cards(results: Results, row: Row) -> list[dict[str, str]]:
                     "from": f"{number(before.value, before.ci95)} → " if before else "",
                     "to": f"{number(row[name].value, row[name].ci95)} {row[name].unit}".strip(),
                     "verdict": row.verdict(name),
-                    "mark": _MARKS[row.verdict(name)],
+                    "mark": MARKS[row.verdict(name)],
                     "estimated": "estimated" if row[name].estimated else "",
                 }
             )

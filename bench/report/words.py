@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from greenllm.bench.measurement import Interval
+
+MARKS = {"better": "▲", "worse": "▼", "same": "=", "undecided": "≈", "unknown": ""}
+EMPTY: dict[str, Any] = {  # the cell of a figure that there is not
+    "value": "–", "unit": "", "interval": "", "estimated": False, "ratio": "", "ratio_interval": "", "mark": "",
+    "word": "", "note": "",
+}  # fmt: skip
 
 
 def number(value: float, ci: Interval | None = None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,17 +131,17 @@ def remembered(work: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]
 
 
 def seconds_of_a_pass(pupil: Pupil, rows: Batch, count: int, dtype: torch.dtype) -> float:
-    """How long ``count`` rows take forward and backward: the fastest of a few, as the machine is when it is quiet."""
+    """How long ``count`` rows take forward and backward: the median of a few, after one to warm up."""
     batch = _on_device(Rows(rows).collate([i % len(rows["input_ids"]) for i in range(count)]))
     taken = []
-    for _ in range(_TIMED):
+    for _ in range(1 + _TIMED):
         begin = time.perf_counter()
         with torch.enable_grad(), autocast(dtype):
             loss, _said = pupil(batch)
         loss.backward()
         pupil.zero_grad(set_to_none=True)
         taken.append(time.perf_counter() - begin)
-    return min(taken)
+    return statistics.median(taken[1:])
 
 
 def _joined(learn: Batch, judge: Batch) -> Batch:

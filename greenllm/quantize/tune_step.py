@@ -84,7 +84,7 @@ class Tune:
         return found | {"kept": "after"}
 
     def _teacher(self, checkpoint: Checkpoint, context: Context) -> Checkpoint:
-        found = open_checkpoint(self.teacher) if self.teacher else context.source
+        found = open_checkpoint(self.teacher) if self.teacher else context.dense
         if found is None or found.quantized:
             raise GreenError("tune learns from the dense model that was quantized.", "Name it with --teacher.")
         if found.names() != checkpoint.names() or found.config.vocab_size != checkpoint.config.vocab_size:

@@ -1,0 +1,186 @@
+"""Tasks: what is read, how it is asked, and what two models' answers say of each other."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import make_llama
+
+import greenllm
+from greenllm.bench import Effort, report
+from greenllm.bench.process import Model
+from greenllm.bench.tasks import read
+from greenllm.bench.tasks.choice import chosen, requests
+from greenllm.bench.tasks.items import Item
+from greenllm.bench.tasks.paired import against, share
+from greenllm.bench.texts import Tokens
+from greenllm.errors import GreenError
+
+PLAIN = {"context": "The sky is", "choices": ["blue", "a fish"], "label": 0}
+
+
+def write(path, *rows):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        (PLAIN, Item("The sky is", ("blue", "a fish"), 0)),
+        (PLAIN | {"label": "a fish"}, Item("The sky is", ("blue", "a fish"), 1)),
+        (PLAIN | {"label": "B"}, Item("The sky is", ("blue", "a fish"), 1)),
+        (
+            {"ctx": "Bake: [header] How to [title] bake", "endings": ["x [step] y", "z"], "label": "1"},
+            Item("Bake:  How to.  bake".replace("  ", " "), ("x y", "z"), 1),
+        ),
+        (
+            {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"},
+            Item("Question: Why?\nAnswer:", ("a", "b"), 1),
+        ),
+        ({"question": "Why?", "choices": ["a", "b"], "label": 1}, Item("Question: Why?\nAnswer:", ("a", "b"), 1)),
+        (
+            {"question": "is it", "passage": "It is.", "answer": True},
+            Item("It is.\nQuestion: is it?\nAnswer:", ("no", "yes"), 1),
+        ),
+    ],
+)
+def test_rows_in_the_spellings_of_public_sets(tmp_path, row, want):
+    assert read(write(tmp_path / "t.jsonl", row)).items == [want]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: these are no keys"),
+        ({"context": "a"}, "line 2: these are no keys"),
+        (PLAIN | {"label": 2}, "line 2: its label 2 names none of its 2 choices"),
+        (PLAIN | {"label": True}, "line 2: its label True"),
+        (PLAIN | {"choices": ["one"]}, "line 2: its choices are no list of two"),
+        (PLAIN | {"choices": ["one", 2]}, "line 2: 2 is no text"),
+        (PLAIN | {"context": " "}, "line 2: an empty context"),
+        ({"question": "q", "choices": {"label": ["A"]}, "answerKey": "A"}, "line 2: 'text'"),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"}, "line 2"),
+        ({"question": "q", "passage": "p", "answer": "yes"}, "line 2: its answer is neither"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_line(tmp_path, row, says):
+    with pytest.raises(GreenError, match=says):
+        read(write(tmp_path / "t.jsonl", PLAIN, row))
+
+
+def test_bad_files(tmp_path):
+    for name, content, says in [
+        ("a.csv", "x", "no .jsonl"),
+        ("b.jsonl", "\n \n", "no items"),
+        ("c.jsonl", b"\xff", "UTF-8"),
+    ]:
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(GreenError, match=says):
+            read(file)
+    with pytest.raises(GreenError, match="no .jsonl"):
+        read(tmp_path / "missing.jsonl")
+
+
+def test_a_limit_takes_items_from_all_over_the_file(tmp_path):
+    file = write(tmp_path / "t.jsonl", *(PLAIN | {"context": f"{i}"} for i in range(10)))
+    found = read(file, 3)
+    assert [i.context for i in found.items] == ["0", "3", "6"]
+    assert (found.total, found.chance) == (10, 0.5)
+    assert len(read(file, 99).items) == 10
+
+
+def test_the_longer_choice_is_not_punished_for_its_length():
+    assert chosen([-10.0, -12.0], ["ab", "abcdef"]) == (0, 1)
+
+
+def test_flips_and_their_probability():
+    found = against([1] * 10 + [0] * 10, [1] * 9 + [0] + [1] * 6 + [0] * 4)
+    assert (found.won, found.lost) == (6, 1)
+    assert found.p == pytest.approx(2 * (1 + 7) / 2**7)  # two tails of 0 or 1 in 7 tosses
+    assert found.difference.value == pytest.approx(25)
+    same = against([1, 0, 1], [1, 0, 1])
+    assert (same.p, same.verdict, same.difference.ci95) == (1.0, "same", (0.0, 0.0))
+
+
+def test_wilson_by_hand():
+    n, k, z = 20, 15, 1.959964
+    middle = (k / n + z * z / 2 / n) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(k / n * (1 - k / n) / n + z * z / 4 / n / n)
+    assert share([1] * k + [0] * (n - k)).ci95 == pytest.approx(
+        (100 * (middle - half), 100 * (middle + half)), rel=1e-6
+    )
+
+
+def by_transformers(path, item):
+    """Log-likelihoods as lm-eval's Hugging Face model has them: the whole text, cut at the context's tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
+    found = []
+    for choice in item.choices:
+        context = tokenizer.encode(item.context, add_special_tokens=False)
+        whole = tokenizer.encode(f"{item.context} {choice}", add_special_tokens=False)
+        with torch.no_grad():
+            logp = model(torch.tensor([whole[:-1]])).logits[0].float().log_softmax(-1)
+        rest = whole[len(context) :]
+        found.append(float(logp[len(context) - 1 :].gather(1, torch.tensor(rest)[:, None]).sum()))
+    return found
+
+
+def test_likelihoods_are_those_of_transformers_item_by_item(smollm2, data):
+    items = read(data / "hellaswag" / "val_first3000.jsonl", 2).items + read(data / "arc_easy" / "test.jsonl", 2).items
+    tokens = Tokens(smollm2)
+    with Model(2) as model:
+        model.call("load", "torch", str(smollm2), 2)
+        for item in items:
+            found = model.call("likelihoods", requests(item, tokens))
+            assert found == pytest.approx(by_transformers(smollm2, item), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A tiny Llama, and the same exported without compression: they must answer alike."""
+    base = tmp_path_factory.mktemp("tasks")
+    make_llama(base / "m", vocab=300)
+    greenllm.export(base / "m", base / "x")
+    file = write(base / "t.jsonl", *(PLAIN | {"context": f"Number {i} is", "label": i % 2} for i in range(30)))
+    least = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+    return greenllm.bench(
+        [base / "m", base / "x"], tasks=[file], effort=least, energy=False, prompt_tokens=8, answer_tokens=4,
+        window=64, report=base / "report",
+    ), base  # fmt: skip
+
+
+def test_runners_agree_on_an_uncompressed_model(results):
+    (before, after), base = results[0].rows, results[1]
+    (name,) = before.tasks
+    assert name == f"{base.name}/t"
+    assert before.tasks[name].right == after.tasks[name].right
+    assert after.tasks[name].against.verdict == "same"
+    assert before.tasks[name].against is None
+    assert before.tasks[name].accuracy.n == 30
+
+
+def test_they_are_in_every_report(results):
+    base = results[1]
+    again = type(results[0]).from_json((base / "report" / "report.json").read_text())
+    assert again.rows[1].tasks == results[0].rows[1].tasks
+    for file in ("report.html", "report.md"):
+        text = (base / "report" / file).read_text()
+        assert "/t (chance 50 %)" in text
+        assert "+0.0 points (+0 −0, p 1)" in text
+        assert "McNemar" in text
+    assert any("normalized" in str(c) for c in report.table(results[0]).columns[0].cells)
+
+
+def test_encoders_are_not_asked(tmp_path):
+    from conftest import make_bert
+
+    with pytest.raises(GreenError, match="Tasks ask text generators"):
+        greenllm.bench([make_bert(tmp_path / "b")], tasks=[write(tmp_path / "t.jsonl", PLAIN)], energy=False)
