@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from greenllm.step import Estimate
 
 _REQUEST = "request.json"
+
+# Large pages for torch's tensors on Linux: the kernel zeroes each new page, and with small ones a training step takes
+# 1.6 times as long. torch reads this at its first tensor; the bench's processes go without, as others' do.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @dataclass
@@ -283,9 +288,10 @@ def _one_step(
 
     step, work = todo.recipe.steps[i], part / f".work-{where.name}"
     calibration = todo.recipe.calibration
+    ledger = part / f".energy-{where.name}.json"
     start = time.monotonic()
     with artifact.writing(where) as path:
-        with _energy(country) as energy:
+        with _energy(country, ledger) as energy:
             ids = _samples(todo, part, current, progress) if step.calibrated else None
             context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint, dense)  # type: ignore[arg-type,return-value]
             result = step.run(current, path, context)
@@ -301,6 +307,7 @@ def _one_step(
         )  # fmt: skip
         artifact.seal(path, manifest)
     shutil.rmtree(work, ignore_errors=True)
+    ledger.unlink()
 
 
 def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Tensor:
@@ -348,12 +355,12 @@ def _finish(part: Path, out: Path, checkpoint: Artifact) -> Artifact:
 
 
 @contextlib.contextmanager
-def _energy(country: str | None) -> Iterator[dict[str, Energy]]:
-    """Track the energy of the block; the dictionary has it after the block's end."""
+def _energy(country: str | None, ledger: Path) -> Iterator[dict[str, Energy]]:
+    """Track the energy of the block, earlier tries of it included; the dictionary has it after the block's end."""
     from greenllm.bench.energy import track
 
     found: dict[str, Energy] = {}
-    with track(country) as meter:
+    with track(country, ledger=ledger) as meter:
         yield found
     found["energy"] = meter.energy
 

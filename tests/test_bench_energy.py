@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import numpy as np
 import pytest
 
@@ -124,3 +127,30 @@ def test_tracking_without_a_country_leaves_carbon_out():
     with energy.track() as tracked:
         pass
     assert tracked.energy.gco2e is None
+
+
+class Lamp(FakeMeter):
+    """As many watts all the time."""
+
+    def joules(self):
+        return self.watts * (time.perf_counter() - self.begin)
+
+    def __init__(self, watts):
+        super().__init__(watts)
+        self.begin = time.perf_counter()
+
+
+def test_a_killed_run_goes_on_counting(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "choose", lambda: Lamp(72.0))
+    monkeypatch.setattr(energy, "_LEDGER", 0.01)
+    ledger = tmp_path / "energy.json"
+    with energy.track(ledger=ledger) as first:
+        while not ledger.exists():
+            time.sleep(0.01)
+        killed = json.loads(ledger.read_text())  # what a kill here would leave
+    assert 0 < killed[0] <= first.energy.kwh
+    ledger.write_text(json.dumps([0.25, 100.0]))
+    with energy.track(ledger=ledger) as second:
+        time.sleep(0.1)
+    assert second.energy.seconds > 100.1
+    assert second.energy.kwh - 0.25 == pytest.approx(72.0 * (second.energy.seconds - 100) / 3.6e6, rel=0.05)

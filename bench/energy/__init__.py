@@ -7,14 +7,16 @@ no instrument stands behind is not in it, and its method says "estimated".
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from greenllm.artifact import Energy
+from greenllm.artifact import Energy, write_atomic
 from greenllm.bench.energy.grid import Grid, check_country, countries, grid
-from greenllm.bench.energy.meter import PERIODS, Meter
+from greenllm.bench.energy.meter import PERIODS, Meter, Ticker
 from greenllm.bench.energy.selection import METERS, choose, meters
 from greenllm.bench.measurement import Interval, Measurement, t_interval
 
@@ -22,6 +24,7 @@ __all__ = ["METERS", "Grid", "Idle", "Meter", "Window", "check_country", "choose
            "per_query", "shortest", "track", "watch"]  # fmt: skip
 
 JOULES_PER_KWH = 3.6e6
+_LEDGER = 10.0  # seconds between two entries
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,13 @@ class Tracked:
 
 
 @contextmanager
-def track(country: str | None = None, region: str | None = None, intensity: float | None = None) -> Iterator[Tracked]:
+def track(
+    country: str | None = None, region: str | None = None, intensity: float | None = None, ledger: Path | None = None
+) -> Iterator[Tracked]:
     """Count the energy of the block; what is yielded has it in ``energy``, which is filled in at the block's end.
 
-    With neither a country nor an intensity (gCO2e/kWh) the energy is counted and carbon left out.
+    With neither a country nor an intensity (gCO2e/kWh) the energy is counted and carbon left out. In the file
+    ``ledger`` the count is kept while it grows: a run that was killed goes on with what it had used until then.
 
     Raises:
         GreenError: an unknown country, or no meter on this machine.
@@ -138,11 +144,21 @@ def track(country: str | None = None, region: str | None = None, intensity: floa
     meter = choose()
     energy = Energy(kwh=0.0, seconds=0.0, method=meter.method, country=factor.country if factor else None)
     begin = time.perf_counter()
+    earlier = json.loads(ledger.read_text(encoding="utf-8")) if ledger and ledger.exists() else [0.0, 0.0]
+
+    def so_far() -> list[float]:
+        found = [earlier[0] + meter.joules() / JOULES_PER_KWH, earlier[1] + time.perf_counter() - begin]
+        if ledger:
+            write_atomic(ledger, json.dumps(found))
+        return found
+
+    ticker = Ticker(so_far, _LEDGER) if ledger else None
     try:
         yield Tracked(energy)
     finally:
-        energy.kwh = meter.joules() / JOULES_PER_KWH
-        energy.seconds = time.perf_counter() - begin
+        if ticker:
+            ticker.close()
+        energy.kwh, energy.seconds = so_far()
         energy.gco2e = energy.kwh * factor.grams_per_kwh if factor else None
         meter.close()
 

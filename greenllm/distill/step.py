@@ -112,15 +112,22 @@ class Distill:
             self._teachers(None)
 
     def estimate(self, checkpoint: Checkpoint, tokens: int) -> Estimate:
-        """Each token goes forward in teacher and student and backward in the student; weights four times in memory."""
+        """Each token goes forward in teacher and student and backward in the student.
+
+        In memory: weights, gradients and two moments, their copies to compute in, the teacher (as large as the
+        student, if it is not), and what a pass keeps of each token in each block and of its predictions.
+        """
         del tokens  # of calibration: there is none
         n, dtype = checkpoint.parameters, compute_type(self.compute)
         rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
         seen = self.steps * self.rows or rows * self.epochs
         speed = flops_per_second() * (2 if dtype == torch.bfloat16 else 1)
         seconds = self.minutes * 60 or seen * self.length * n * (6 + 2 * self.lesson.taught) / speed
-        logits = 24 * self.length * self.rows // self.accumulate * int(getattr(checkpoint.config, "vocab_size", 0))
-        found = Estimate(20 + seconds, BASE_BYTES + n * (16 + (2 if dtype == torch.bfloat16 else 4)) + logits)
+        c = checkpoint.config
+        sizes = (getattr(c, k, 0) for k in ("vocab_size", "num_hidden_layers", "hidden_size"))
+        vocabulary, blocks, width = map(int, sizes)
+        kept = self.length * self.rows // self.accumulate * (24 * vocabulary + 60 * blocks * width)
+        found = Estimate(20 + seconds, BASE_BYTES + 30 * n + kept)
         if data.SELF in self.texts.mix:
             own = calibration.estimate_own(checkpoint, self.samples or data.OWN, self.length)
             return Estimate(found.seconds + own.seconds, max(found.peak_bytes, own.peak_bytes))
