@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from greenllm.artifact import Artifact, versions
-from greenllm.bench import compare, fidelity, phases, protocol, texts
+from greenllm.bench import compare, fidelity, payback, phases, protocol, texts
 from greenllm.bench import energy as meters
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
+from greenllm.bench.require import decide, parse
 from greenllm.bench.results import METRICS, Results, Row, machine
 from greenllm.bench.session import EFFORTS, Effort, Query, Session
 from greenllm.bench.tasks import read, run
@@ -35,6 +36,8 @@ def bench(
     region: str | None = None,
     intensity: float | None = None,
     carbon: bool | None = None,
+    embodied: float | None = None,
+    lifetime: float | None = None,
     energy: bool = True,
     threads: int | None = None,
     prompt_tokens: int = 128,
@@ -43,6 +46,7 @@ def bench(
     effort: Literal["quick", "full"] | Effort = "quick",
     report: str | Path | None = None,
     meter: str | meters.Meter | None = None,
+    require: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Results:
     """Measure models side by side: quality, speed, size, energy and carbon.
@@ -60,6 +64,8 @@ def bench(
         intensity: gCO2e per kWh, instead of a country's.
         carbon: True insists on gCO2e, so that a country or intensity must be given; by default it is
             given where one is, and else left out, which the report says. None is ever assumed.
+        embodied: kgCO2e of making this machine, for the share of it in a query; with ``lifetime``.
+        lifetime: years that the machine serves.
         energy: measure energy; the windows take 10 s a model and more.
         threads: for each model; all cores that this process may use by default.
         prompt_tokens: length of a query's prompt (of the text, for an encoder).
@@ -69,6 +75,7 @@ def bench(
         report: directory, or name of the ``.html`` file, to write the report to.
         meter: of energy, by name (see :func:`greenllm.bench.energy.choose`) or one of your own; by default the best
             that is here.
+        require: limits such as "ppl<=1.03x", see :mod:`greenllm.bench.require`; decided in ``requirements``.
         progress: told of each stage.
 
     Returns:
@@ -86,6 +93,8 @@ def bench(
             raise GreenError(f"{name} is {value}; it must be at least {least}.")
     located = country is not None or intensity is not None
     grid = meters.grid(country, region, intensity) if carbon or (carbon is None and located) else None
+    share = meters.embodied(embodied, lifetime)
+    limits = [parse(r) for r in require]
     targets = find_all(models, baseline, names)
     if energy and isinstance(meter, str):
         meters.choose(meter).close()  # refused here, not after minutes
@@ -102,7 +111,7 @@ def bench(
         query = Query(prompt_tokens, 0 if encoders else answer_tokens)
         phases.cut(session, corpus, window, settings.windows, query)
         stopped = phases.speed(session, query, settings)
-        spent = _energy(session, query, settings, grid, meter) if energy else {}
+        spent = _energy(session, query, settings, grid, share, meter) if energy else {}
         if encoders:
             phases.embed(session, texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
         else:
@@ -125,6 +134,8 @@ def bench(
                 **spent,
             },
         )
+    payback.fill(results, grid.grams_per_kwh if grid else None)
+    results.requirements = decide(results, limits)
     results.methods, results.caveats = protocol.methods(results), protocol.caveats(results)
     if report is not None:
         from greenllm.bench.report import write_report
@@ -134,11 +145,16 @@ def bench(
 
 
 def _energy(
-    session: Session, query: Query, effort: Effort, grid: meters.Grid | None, meter: str | meters.Meter | None
+    session: Session,
+    query: Query,
+    effort: Effort,
+    grid: meters.Grid | None,
+    share: meters.Embodied | None,
+    meter: str | meters.Meter | None,
 ) -> dict[str, str | float]:
     used = meters.choose(meter) if meter is None or isinstance(meter, str) else meter
     try:
-        idle = phases.energy(session, query, effort, used, grid)
+        idle = phases.energy(session, query, effort, used, grid, share)
     finally:
         if used is not meter:
             used.close()
@@ -153,11 +169,16 @@ def _energy(
     }
     if grid is None:
         return found
-    return found | {
-        "grid_g_per_kwh": round(grid.grams_per_kwh, 2),
-        "grid": " ".join(x for x in (grid.country, grid.region) if x) or "given",
-        "grid_source": grid.source,
-    }
+    made = {} if share is None else {"embodied_kg": share.kilograms, "lifetime_years": share.years}
+    return (
+        found
+        | made
+        | {
+            "grid_g_per_kwh": round(grid.grams_per_kwh, 2),
+            "grid": " ".join(x for x in (grid.country, grid.region) if x) or "given",
+            "grid_source": grid.source,
+        }
+    )
 
 
 make_callable(__name__, bench)

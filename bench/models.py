@@ -35,9 +35,7 @@ class Target:
         m = self.manifest
         if m is None:
             return Provenance()
-        return Provenance(
-            parents=m.parents, steps=m.steps, calibration=m.calibration, energy_kwh=m.energy.kwh if m.energy else None
-        )
+        return Provenance(parents=m.parents, steps=m.steps, calibration=m.calibration, energy=m.energy)
 
 
 def find(model: str | Path | Artifact) -> Target:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from greenllm.bench import energy as meters
 from greenllm.bench import fidelity, latency, perplexity, texts
-from greenllm.bench.measurement import Measurement
+from greenllm.bench.measurement import Measurement, bootstrap
 from greenllm.bench.session import Contender, Effort, Query, Session
 
 _BATCH = 16
@@ -68,8 +68,9 @@ def _memory(who: Contender) -> None:
 
 
 def energy(
-    session: Session, query: Query, effort: Effort, meter: meters.Meter, grid: meters.Grid | None
-) -> meters.Idle:
+    session: Session, query: Query, effort: Effort, meter: meters.Meter, grid: meters.Grid | None,
+    share: meters.Embodied | None,
+) -> meters.Idle:  # fmt: skip
     """A window of queries back to back for each model, between two idle ones (all models loaded)."""
     seconds = max(effort.energy, meters.shortest(meter))
     session.progress.stage("energy", seconds * (2 + len(session.live)))
@@ -88,7 +89,9 @@ def energy(
         gross, net = meters.per_query(work, idle, who.row.samples["query_seconds"], others, meter)
         who.row.measurements |= {"energy_gross": gross, "energy_net": net}
         if grid:
-            who.row.measurements |= _carbon(gross, net, grid, query.answer or query.prompt)
+            took = bootstrap(who.row.samples["query_seconds"], "s", "measured:clock")
+            tokens = query.answer or query.prompt
+            who.row.measurements |= meters.carbon(gross, net, took, grid, share, tokens)
     return idle
 
 
@@ -157,12 +160,3 @@ def embed(
 def _encode(who: Contender, sentences: list[str], longest: int) -> NDArray[np.float32]:
     ids = texts.Tokens(who.info.directory).sentences(sentences, longest)
     return np.concatenate([who.model.call("encode", ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
-
-
-def _carbon(gross: Measurement, net: Measurement, grid: meters.Grid, tokens: int) -> dict[str, Measurement]:
-    grams = grid.grams_per_kwh / meters.JOULES_PER_KWH
-    return {
-        "carbon_gross": gross.scaled(grams * 1000, "mgCO2e"),
-        "carbon_net": net.scaled(grams * 1000, "mgCO2e"),
-        "carbon_1000": gross.scaled(grams * 1000 / tokens, "gCO2e"),
-    }

@@ -55,6 +55,8 @@ def methods(results: Results) -> dict[str, str]:
         found["Energy"] = _energy(s)
     if "grid" in s:
         found["Carbon"] = _carbon(s)
+    if any(row.payback for row in results.rows):
+        found["Payback"] = _payback()
     found["Verdict"] = "Better or worse is said only where the 95 % interval of the ratio leaves out 1; else undecided."
     return found
 
@@ -105,9 +107,24 @@ def _energy(s: dict[str, Any]) -> str:
 
 def _carbon(s: dict[str, Any]) -> str:
     tokens = "answered, their share of the prompt included" if "answer_tokens" in s else "read"
-    return (
+    found = (
         f"Energy times {s['grid_g_per_kwh']} gCO2e/kWh ({s['grid']}; {s['grid_source']}). Operation only: making the "
         f"machine and the model is not in it. Per 1000 tokens: gross, per 1000 tokens {tokens}."
+    )
+    if "embodied_kg" in s:
+        found += (
+            f" SCI (ISO/IEC 21031), (E x I + M) / R: R is one query as above; E what the meter covers while it runs, "
+            f"idle power included; I the factor above; M the making of the machine, {s['embodied_kg']:g} kgCO2e as "
+            f"given, over {s['lifetime_years']:g} years of service in use all the time, by the seconds of the query. "
+            "Left out: what the meter leaves out, the network, other machines, the making of the model."
+        )
+    return found
+
+
+def _payback() -> str:
+    return (
+        "The energy of all steps that made the model (export and bench are not in it), over what one query saves "
+        "against the baseline, gross. The interval is that of the saving; it is never where nothing is saved."
     )
 
 

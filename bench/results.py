@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from greenllm.artifact import Source, StepRecord
+from greenllm.artifact import Energy, Source, StepRecord
 from greenllm.bench.measurement import Measurement
 from greenllm.errors import GreenError
 
+Outcome = Literal["met", "failed", "undecided"]
 Verdict = Literal["better", "worse", "same", "undecided", "unknown"]
 
 
@@ -50,6 +51,8 @@ METRICS: dict[str, Metric] = {
     "carbon_gross": Metric("Carbon per query, gross", "Energy", "lower"),
     "carbon_net": Metric("Carbon per query, net of idle", "Energy", "lower"),
     "carbon_1000": Metric("Carbon per 1000 tokens, gross", "Energy", "lower"),
+    "embodied": Metric("Share of making the machine, per query", "Energy", "lower"),
+    "sci": Metric("SCI: carbon per query, making included", "Energy", "lower"),
 }
 
 
@@ -73,7 +76,7 @@ class Provenance(_Strict):
     parents: list[Source] = Field(default_factory=list)
     steps: list[StepRecord] = Field(default_factory=list)
     calibration: dict[str, Any] | None = None
-    energy_kwh: float | None = None
+    energy: Energy | None = None
 
 
 class Paired(_Strict):
@@ -106,6 +109,36 @@ class TaskResult(_Strict):
     against_normalized: Paired | None = None
 
 
+class Payback(_Strict):
+    """Queries until making a model is saved by it; None is never, also at an end of the interval."""
+
+    made: float
+    unit: Literal["kWh", "gCO2e"]
+    queries: float | None
+    ci95: tuple[float | None, float | None] | None
+    method: str
+
+    @property
+    def words(self) -> str:
+        """For people: a number of queries, never, or that it is not decided."""
+        least, most = self.ci95 or (self.queries, self.queries)
+        if least is None:
+            return "never"
+        if self.queries is None or most is None:
+            return f"undecided: {least:,.0f} queries at the least, or never"
+        between = f" [{least:,.0f} – {most:,.0f}]" if least != most else ""
+        return f"after {self.queries:,.0f} queries{between}"
+
+
+class Requirement(_Strict):
+    """What was asked of a model, and what was found."""
+
+    text: str
+    model: str
+    outcome: Outcome
+    found: str
+
+
 class Row(_Strict):
     """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline."""
 
@@ -119,6 +152,7 @@ class Row(_Strict):
     ratios: dict[str, Measurement] = Field(default_factory=dict)
     samples: dict[str, list[float]] = Field(default_factory=dict)
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
+    payback: dict[str, Payback] = Field(default_factory=dict)
     provenance: Provenance = Field(default_factory=Provenance)
 
     def __getitem__(self, metric: str) -> Measurement:
@@ -157,6 +191,7 @@ class Results(_Strict):
     settings: dict[str, Any]
     methods: dict[str, str] = Field(default_factory=dict)
     caveats: list[str] = Field(default_factory=list)
+    requirements: list[Requirement] = Field(default_factory=list)
 
     def __getitem__(self, name: str) -> Row:
         """A model's row.

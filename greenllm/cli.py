@@ -46,6 +46,11 @@ TaskOption = Annotated[
     list[Path] | None, typer.Option("--task", help="multiple choice to answer, a .jsonl file; may be given again")
 ]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="items of each task; 0: all; default: 200; full: all")]
+RequireOption = Annotated[
+    list[str] | None,
+    typer.Option(help="limit such as 'ppl<=1.03x', 'accuracy>=-1%', 'memory<=300'; may be given again"),
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="a requirement inside the noise fails too")]
 EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long the bench measures")]
 
 
@@ -69,6 +74,8 @@ def compress(
     task: TaskOption = None,
     limit: LimitOption = None,
     effort: EffortOption = "quick",
+    require: RequireOption = None,
+    strict: StrictOption = False,
     max_loss: Annotated[
         float, typer.Option(min=1, help="most that the bench may find: perplexity over the source's")
     ] = 1.25,
@@ -78,6 +85,8 @@ def compress(
 ) -> None:
     """Compress a model, export it for a target, and measure it before against after."""
     from greenllm import artifact, pipeline
+    from greenllm.bench.require import enforce
+    from greenllm.quality import results_of
     from greenllm.screen import Bars, say_plan, say_result
 
     if out is not None:
@@ -88,13 +97,16 @@ def compress(
     out = out or pipeline.default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench)
-    options = {"text": text, "pairs": pairs, "tasks": task or [], "limit": limit, "effort": effort, "threads": threads}
+    options = {"text": text, "pairs": pairs, "tasks": task or [], "limit": limit, "effort": effort, "threads": threads,
+               "require": require or []}  # fmt: skip
     with Bars(console) as bars:
         done = pipeline.execute(
             todo, out, source=model, country=country, bench=bench, bench_options=options,
             max_loss=max_loss, on_loss=on_loss, force=force, progress=bars,
         )  # fmt: skip
     say_result(screen, done)
+    if bench:
+        enforce(results_of(done).requirements, strict=strict)
 
 
 @app.command()
@@ -124,6 +136,8 @@ def bench(
     country: CountryOption = None,
     region: Annotated[str | None, typer.Option(help="state, province or bidding zone of that country")] = None,
     intensity: Annotated[float | None, typer.Option(help="gCO2e per kWh that you know, instead of a country's")] = None,
+    embodied: Annotated[float | None, typer.Option(help="kgCO2e of making this machine, with --lifetime")] = None,
+    lifetime: Annotated[float | None, typer.Option(help="years that it serves")] = None,
     meter: Annotated[
         str | None, typer.Option(help="rapl, nvml, ina3221, codecarbon or a sum such as rapl+nvml; default: the best")
     ] = None,
@@ -131,12 +145,14 @@ def bench(
     task: TaskOption = None,
     limit: LimitOption = None,
     effort: EffortOption = "quick",
+    require: RequireOption = None,
+    strict: StrictOption = False,
     threads: ThreadsOption = None,
 ) -> None:
     """Compare models: quality, speed, memory, energy and gCO2e, each with its certainty."""
     from greenllm import bench as room
-    from greenllm.bench.report import table
-    from greenllm.screen import Bars
+    from greenllm.bench.require import enforce
+    from greenllm.screen import Bars, say_results
 
     country = country if intensity is not None else ask_country(country)
     with Bars(console) as bars:
@@ -149,15 +165,19 @@ def bench(
             country=country,
             region=region,
             intensity=intensity,
+            embodied=embodied,
+            lifetime=lifetime,
             meter=meter,
+            require=require or [],
             effort=effort,
             threads=threads,
             report=report,
             progress=bars,
         )
-    screen.print(table(results))
+    say_results(screen, results)
     if report:
         screen.print(f"Report: [bold]{escape(str(report / 'report.html'))}[/]", soft_wrap=True)
+    enforce(results.requirements, strict=strict)
 
 
 @app.command()

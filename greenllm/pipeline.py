@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,6 +159,8 @@ def execute(
 
     progress = progress or Silent()
     _check_disk(todo, Path(out))
+    if bench:
+        _check_bench(**(bench_options or {}))
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         _begin(part, todo, progress)
         checkpoint = _steps(todo, part, country, progress)
@@ -339,6 +341,24 @@ def _bench(
             names=[name, f"{name} {todo.recipe.name}"],
             country=country, report=part, progress=progress, **options,
         )  # fmt: skip
+
+
+def _check_bench(
+    text: str | Path | None = None, pairs: str | Path | None = None, tasks: Sequence[str | Path] = (),
+    require: Sequence[str] = (), **_: Any,
+) -> None:  # fmt: skip
+    """Refuse before any work what the bench would refuse after it."""
+    from greenllm.bench import fidelity, texts
+    from greenllm.bench.require import parse
+    from greenllm.bench.tasks import read
+
+    texts.read(text)
+    if pairs:
+        fidelity.read_pairs(Path(pairs))
+    for task in tasks:
+        read(task)
+    for requirement in require:
+        parse(requirement)
 
 
 def _finish(part: Path, out: Path, checkpoint: Artifact) -> Artifact:

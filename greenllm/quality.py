@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from greenllm.artifact import Artifact
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
+
+if TYPE_CHECKING:
+    from greenllm.bench.results import Results
 
 MAX_LOSS = 1.25  # of perplexity; int4 of the smallest models stays below
 
@@ -13,15 +18,20 @@ class TooLossy(GreenError):  # noqa: N818 - reads as what is wrong
     """The result was made and measured, and is worse than the user allows."""
 
 
+def results_of(done: Artifact) -> Results:
+    """What the bench of a compressed model found."""
+    from greenllm.bench.results import Results
+
+    return Results.from_json((done.path / "report.json").read_text(encoding="utf-8"))
+
+
 def loss_of(done: Artifact) -> float | None:
     """What the bench of a compressed model found that it lost; None where it could not compare.
 
     For a generator its perplexity over the source's, for an encoder 1 over the mean cosine of its embeddings
     to the source's.
     """
-    from greenllm.bench.results import Results
-
-    row = Results.from_json((done.path / "report.json").read_text(encoding="utf-8")).rows[-1]
+    row = results_of(done).rows[-1]
     if "perplexity" in row.ratios:
         return row.ratios["perplexity"].value
     return 1 / max(row["cosine"].value, 1e-6) if "cosine" in row else None

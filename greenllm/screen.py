@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from greenllm.artifact import Artifact
+    from greenllm.bench import Results
     from greenllm.pipeline import Plan
 
 _BENCH_SECONDS = 200
@@ -83,14 +84,28 @@ def say_plan(console: Console, todo: Plan, out: Path, *, bench: bool) -> None:
         )
 
 
+def say_results(screen: Console, results: Results) -> None:
+    """The table of a bench, after how many queries each model has paid back its making, and what was required."""
+    from greenllm.bench.report import table
+
+    screen.print(table(results))
+    for row in results.rows:
+        for what, payback in row.payback.items():
+            text = f"{row.name} pays back its making ({payback.made:.3g} {payback.unit}): {payback.words}"
+            screen.print(f"{'Payback, ' + what:16} {escape(text)}", soft_wrap=True, highlight=False)
+    for r in results.requirements:
+        screen.print(
+            f"{r.outcome:16} {escape(f'{r.model}: {r.text}; found {r.found}')}", soft_wrap=True, highlight=False
+        )
+
+
 def say_result(screen: Console, done: Artifact) -> None:
     """The table, where everything lies, and how to run it."""
     report = done.path / "report.json"
     if report.is_file():
         from greenllm.bench import Results
-        from greenllm.bench.report import table
 
-        screen.print(table(Results.model_validate_json(report.read_text(encoding="utf-8"))))
+        say_results(screen, Results.from_json(report.read_text(encoding="utf-8")))
     rows = {
         "Model to deploy": done.path / "deploy",
         "Checkpoint": done.path / "checkpoint",

@@ -17,11 +17,12 @@ from pathlib import Path
 from greenllm.artifact import Energy, write_atomic
 from greenllm.bench.energy.grid import Grid, check_country, countries, grid
 from greenllm.bench.energy.meter import PERIODS, Meter, Ticker
+from greenllm.bench.energy.sci import Embodied, carbon, embodied
 from greenllm.bench.energy.selection import METERS, choose, meters
 from greenllm.bench.measurement import Interval, Measurement, t_interval
 
-__all__ = ["METERS", "Grid", "Idle", "Meter", "Window", "check_country", "choose", "countries", "grid", "meters",
-           "per_query", "shortest", "track", "watch"]  # fmt: skip
+__all__ = ["METERS", "Embodied", "Grid", "Idle", "Meter", "Window", "carbon", "check_country", "choose", "countries",
+           "embodied", "grid", "meters", "per_query", "shortest", "track", "watch"]  # fmt: skip
 
 JOULES_PER_KWH = 3.6e6
 _LEDGER = 10.0  # seconds between two entries
