@@ -181,6 +181,34 @@ def bench(
 
 
 @app.command()
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="report.json of one bench or of several", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="directory or .html file to write")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of results instead")] = False,
+) -> None:
+    """Render results again; several runs become one report that says what may not be compared."""
+    import json
+
+    from greenllm.bench.report import merge, write_report
+    from greenllm.bench.results import Results
+    from greenllm.screen import say_results
+
+    if schema:
+        sys.stdout.write(json.dumps(Results.model_json_schema(), indent=1) + "\n")
+        return
+    if not results:
+        raise GreenError("There are no results to report.", "Give the report.json of a bench.")
+    found = merge.merge([merge.read(p) for p in results])
+    say_results(screen, found)
+    for caveat in found.caveats:
+        screen.print(f"· {escape(caveat)}", soft_wrap=True, highlight=False)
+    if out:
+        screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
+
+
+@app.command()
 def run(
     model: Annotated[str, typer.Argument(help="what compress or export made", show_default=False)],
     prompt: Annotated[str, typer.Argument(help="what to ask", show_default=False)],

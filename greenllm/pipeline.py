@@ -370,8 +370,18 @@ def _finish(part: Path, out: Path, checkpoint: Artifact) -> Artifact:
         seed=checkpoint.manifest.seed, calibration=checkpoint.manifest.calibration, energy=checkpoint.manifest.energy,
         details={**deploy.details, "checkpoint": "checkpoint", "deploy": "deploy"},
     )  # fmt: skip
+    if (part / "report.json").exists():
+        _write_card(Artifact(part, manifest))
     sealed = artifact.seal(part, manifest)
     return Artifact(out, sealed.manifest)
+
+
+def _write_card(done: Artifact) -> None:
+    from greenllm.bench.report.card import model_card
+    from greenllm.quality import results_of
+
+    text = (done.path / "report.md").read_text(encoding="utf-8")
+    artifact.write_atomic(done.path / "README.md", model_card(done, results_of(done), text))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Reports: one HTML file that needs no network, Markdown, JSON, and a table for the terminal."""
+"""Reports: one HTML file that needs no network, Markdown, JSON, CSV, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
 from greenllm.bench.report import cuts, figures, tasks
+from greenllm.bench.report.lines import to_csv
 from greenllm.bench.report.words import EMPTY, MARKS, change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
 from greenllm.errors import GreenError
@@ -20,7 +21,7 @@ _CARDS = ("disk", "decode", "encode", "perplexity", "cosine", "memory", "energy_
 
 
 def write_report(results: Results, to: str | Path) -> Path:
-    """Write ``report.html``, ``report.md`` and ``report.json``; each is whole or not there.
+    """Write ``report.html``, ``report.md``, ``report.json`` and ``report.csv``; each is whole or not there.
 
     Args:
         results: what to tell.
@@ -38,6 +39,7 @@ def write_report(results: Results, to: str | Path) -> Path:
         html.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(html, render(results, "report.html.jinja"))
         write_atomic(html.with_suffix(".md"), render(results, "report.md.jinja"))
+        write_atomic(html.with_suffix(".csv"), to_csv(results))
         write_atomic(html.with_suffix(".json"), results.to_json())
     except OSError as e:
         raise GreenError(f"The report cannot be written to {html.parent}: {e.strerror}.") from e
