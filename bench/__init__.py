@@ -130,7 +130,7 @@ def bench(
                 "batch": 1,
                 **protocol.query_settings(query),
                 **protocol.text_settings(session, corpus, window),
-                "rounds": stopped,
+                **stopped,
                 **spent,
             },
         )

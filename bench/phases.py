@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from greenllm.bench import disturbance, fidelity, latency, perplexity, texts
 from greenllm.bench import energy as meters
-from greenllm.bench import fidelity, latency, perplexity, texts
 from greenllm.bench.measurement import Measurement, bootstrap
 from greenllm.bench.session import Contender, Effort, Query, Session
 
@@ -34,31 +34,43 @@ def cut(session: Session, text: texts.Text, window: int, count: int, query: Quer
         who.rounds = latency.Rounds(len(who.prompt))
 
 
-def speed(session: Session, query: Query, effort: Effort) -> str:
-    """Rounds in turns until intervals are narrow or time is up; returns which. Then peak memory."""
+def speed(session: Session, query: Query, effort: Effort) -> dict[str, str]:
+    """Rounds in turns until intervals are narrow or time is up; returns which, and what was dropped. Then memory.
+
+    A round in which the machine slept or was throttled counts for no model. Where hardly any other comes, in twice the
+    time, the disturbed ones are kept, and that is told.
+    """
     session.progress.stage("speed", effort.seconds)
     for who in list(session.live):
         with session.watching(who, "warm-up"):
             who.model.call("queries", who.prompt, min(query.answer, _WARM_UP), 0.0)
     begin = told = time.monotonic()
-    why, order = None, 1
+    why, order, disturbed = None, 1, disturbance.Rounds()
     while why is None:
-        for who in session.live[::order]:
-            with session.watching(who, "speed"):
-                found = who.model.call("queries", who.prompt, query.answer, effort.turn)
-                who.rounds.rounds.append(found)
+        turn = _turn(session, query, effort, order)
         order = -order  # there and back: nobody is always the one after
         now = time.monotonic()
         session.progress.advance(now - told)
-        told = now
-        left = effort.seconds - (now - begin)
+        told, left = now, effort.seconds - (now - begin)
+        if disturbed.undisturbed() or left < -effort.seconds:
+            for who, found in turn:
+                who.rounds.rounds.append(found)
         why = latency.enough([c.rounds for c in session.live], effort.rounds, effort.width, left)
     for who in list(session.live):
         who.row.measurements |= who.rounds.measurements()
         who.row.samples |= who.rounds.samples()
         with session.watching(who, "memory"):
             _memory(who)
-    return why
+    return {"rounds": why} | ({"disturbed": disturbed.words} if disturbed.words else {})
+
+
+def _turn(session: Session, query: Query, effort: Effort, order: int) -> list[tuple[Contender, list[latency.Query]]]:
+    """One turn of every living model."""
+    found = []
+    for who in session.live[::order]:
+        with session.watching(who, "speed"):
+            found.append((who, who.model.call("queries", who.prompt, query.answer, effort.turn)))
+    return found
 
 
 def _memory(who: Contender) -> None:

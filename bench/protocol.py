@@ -146,6 +146,8 @@ def caveats(results: Results) -> list[str]:
             f"The machine was busy when the bench began (load {here.load:.1f} on {here.cores} cores): speeds are lower "
             "and idle power is higher than they would be alone."
         )
+    if "disturbed" in settings:
+        found.append(f"{settings['disturbed']}. If hardly any other came, disturbed ones are among the figures.")
     if "time was up" in str(settings.get("rounds")):
         found.append("The speed rounds ended because time was up; --effort full takes more.")
     if str(settings.get("text", "")).startswith("pydoc_data") and results.has("perplexity"):
