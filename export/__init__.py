@@ -75,8 +75,9 @@ def export(
             "operators": quantized.ops if quantized else {}, "stored_bits": quantized.bits if quantized else [32],
             "verified": checked,
         }  # fmt: skip
-        steps = artifact.read(source.path).manifest.steps if artifact.is_artifact(source.path) else []
-        artifact.seal(part, Manifest(kind=kind, parents=source.parents, steps=steps, details=details))
+        made = artifact.read(source.path).manifest if artifact.is_artifact(source.path) else Manifest(kind=kind)
+        known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
+        artifact.seal(part, Manifest(kind=kind, parents=source.parents, details=details, **known))
     return artifact.read(out)
 
 

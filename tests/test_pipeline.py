@@ -56,6 +56,7 @@ def test_result_is_whole_and_knows_where_it_came_from(compressed):
     assert again.manifest.calibration["samples"] == 4
     assert again.manifest.parents[-1].id == "m"
     assert again.manifest.energy.kwh >= 0
+    assert again.deployable.manifest.energy == again.manifest.energy  # what payback goes by
     assert again.deployable.kind == "genai"
     assert found.path == again.path
 
