@@ -37,6 +37,15 @@ def make_llama(path, *, tied=True, seed=0, layers=2, vocab=128, **options):
     return path
 
 
+def start_killed(signal_name, pattern, arguments, cwd):
+    """Start greenllm in ``cwd``; it signals itself just before the file ``pattern`` comes to its final name."""
+    killer = Path(__file__).with_name("killed.py")
+    return subprocess.Popen(
+        [sys.executable, killer, signal_name, pattern, *arguments],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
 def make_bert(path, *, seed=0, vocab=128):
     """A random BERT encoder with the same tokenizer."""
     import torch

@@ -6,11 +6,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
-from conftest import FUSED, make_bert, make_llama
+from conftest import FUSED, make_bert, make_llama, start_killed
 
 import greenllm
 from greenllm import artifact, pipeline, quality, recipe
@@ -167,35 +166,22 @@ def test_a_disk_that_fills_in_the_middle(tmp_path, small_recipe, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def _start(arguments, cwd):
-    return subprocess.Popen(
-        [sys.executable, "-m", "greenllm.cli", *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def _wait_for(pattern, base, process):
-    while not list(base.glob(pattern)):
-        assert process.poll() is None, process.stdout.read().decode()
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(
     "when",
     [
         ".out.partial/calibration.safetensors",
-        ".out.partial/.work-checkpoint/block-1*",
-        ".out.partial/checkpoint/greenllm.json",
+        ".out.partial/.work-checkpoint/block-1.safetensors",
+        ".out.partial/.checkpoint.partial/greenllm.json",
+        ".out.partial/deploy",
     ],
 )
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_at_any_stage_the_same_command_goes_on(tmp_path, small_recipe, compressed, when, how):
     make_llama(tmp_path / "m", vocab=300)
     arguments = ["compress", "m", "-o", "out", "--recipe", "small.yaml", "--no-bench"]
-    process = _start(arguments, tmp_path)
-    _wait_for(when, tmp_path, process)
-    process.send_signal(how)
-    output = process.stdout.read().decode()
-    assert process.wait() != 0
+    killed = start_killed(how.name, when, arguments, tmp_path)
+    output = killed.communicate()[0].decode()
+    assert killed.returncode == (-how if how == signal.SIGKILL else 130), output
     assert "Traceback" not in output
     assert not (tmp_path / "out").exists()
     again = subprocess.run(

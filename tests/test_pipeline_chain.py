@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
+import signal
 
 import pytest
 import yaml
-from conftest import make_llama
+from conftest import make_llama, start_killed
 
 import greenllm
 from greenllm import artifact, recipe
@@ -61,18 +59,13 @@ def test_each_step_is_in_the_result(whole):
 
 
 @pytest.mark.parametrize(
-    "when",
-    [".work-step-1/plan.json", "step-1/greenllm.json", "step-2/greenllm.json", "deploy*"],
+    "when", [".step-0.partial/greenllm.json", ".step-1.partial/model.safetensors", "checkpoint", "deploy"]
 )
 def test_killed_anywhere_it_comes_to_the_same_weights(tmp_path, whole, when):
     prepare(tmp_path)
-    command = [sys.executable, "-m", "greenllm.cli", *ARGUMENTS]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while not list((tmp_path / ".out.partial").glob(when)):
-        assert process.poll() is None, process.stdout.read().decode()
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    killed = start_killed("SIGKILL", f".out.partial/{when}", ARGUMENTS, tmp_path)
+    output = killed.communicate()[0].decode()
+    assert killed.returncode == -signal.SIGKILL, output
     assert not (tmp_path / "out").exists()
     told = Notes()
     greenllm.compress(tmp_path / "m", tmp_path / "out", tmp_path / "chain.yaml", bench=False, progress=told)
