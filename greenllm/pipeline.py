@@ -304,7 +304,7 @@ def _one_step(
         manifest = Manifest(
             kind="checkpoint", parents=current.parents, steps=[*records, record], seed=todo.recipe.seed,
             calibration=None if ids is None else describe(calibration.source, ids, todo.recipe.seed),
-            energy=_with_earlier(current.path, i, energy.get("energy")),
+            energy=_with_earlier(current.path, energy.get("energy")),
             details={"tied": result.get("tied", current.tied)},
         )  # fmt: skip
         artifact.seal(path, manifest)
@@ -395,11 +395,14 @@ def _energy(country: str | None, ledger: Path) -> Iterator[dict[str, Energy]]:
     found["energy"] = meter.energy
 
 
-def _with_earlier(before: Path, i: int, energy: Energy | None) -> Energy | None:
-    """Energy of step ``i`` and of the steps of this run before it."""
-    earlier = artifact.read(before).manifest.energy if i else None
-    if earlier is None or energy is None:
+def _with_earlier(before: Path, energy: Energy | None) -> Energy | None:
+    """Energy of a step and of all those that made what it began with; None where that is not known."""
+    made = artifact.read(before).manifest if artifact.is_artifact(before) else Manifest(kind="checkpoint")
+    if not made.steps:
         return energy
+    earlier = made.energy
+    if earlier is None or energy is None:
+        return None
     grams = None if None in (earlier.gco2e, energy.gco2e) else (earlier.gco2e or 0) + (energy.gco2e or 0)
     return energy.model_copy(
         update={"kwh": earlier.kwh + energy.kwh, "seconds": earlier.seconds + energy.seconds, "gco2e": grams}

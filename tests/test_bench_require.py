@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenllm.artifact import Energy
+from greenllm.artifact import Energy, StepRecord
 from greenllm.bench import payback
 from greenllm.bench.energy import Grid, carbon, embodied
 from greenllm.bench.measurement import Measurement
@@ -121,6 +121,17 @@ def test_what_saves_nothing_never_pays_back(after, half, words):
     payback.fill(r, None)
     assert r.rows[1].payback["energy"].words == words
     assert "carbon" not in r.rows[1].payback
+
+
+def test_what_the_baseline_took_is_not_paid_back_again():
+    step = StepRecord(step="prune", parameters={}, seconds=1)
+    r = results(provenance=made(0.003).model_copy(update={"steps": [step, step]}))
+    r.rows[0].provenance = made(0.002).model_copy(update={"steps": [step]})
+    payback.fill(r, None)
+    assert r.rows[1].payback["energy"].made == pytest.approx(0.001)
+    r.rows[0].provenance.steps[0] = step.model_copy(update={"seconds": 2})  # another model's
+    payback.fill(r, None)
+    assert r.rows[1].payback["energy"].made == pytest.approx(0.003)
 
 
 def test_without_an_interval_or_a_known_making():

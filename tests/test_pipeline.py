@@ -210,8 +210,13 @@ def test_another_request_does_not_go_on_with_foreign_work(tmp_path, small_recipe
 
 def test_steps_alone_make_a_checkpoint(tmp_path):
     made = recipe.Recipe(name="q", steps=[recipe.make_step("quantize", {"method": "rtn", "head_group": 32}, "q")])
-    found = pipeline.run_steps(make_llama(tmp_path / "m"), tmp_path / "q", made)
+    source = make_llama(tmp_path / "m")
+    first = recipe.Recipe(name="p", steps=[recipe.make_step("prune", {"method": "depth", "layers": "1"}, "p")])
+    pruned = pipeline.run_steps(source, tmp_path / "p", first)
+    found = pipeline.run_steps(pruned.path, tmp_path / "q", made)
     assert found.kind == "checkpoint"
+    assert [s.step for s in found.manifest.steps] == ["prune", "quantize"]
+    assert found.manifest.energy.seconds > pruned.manifest.energy.seconds  # what it took since the source
     artifact.open_verified(tmp_path / "q")
     assert greenllm.export(tmp_path / "q", tmp_path / "x").kind == "genai"
 
