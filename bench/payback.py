@@ -25,7 +25,8 @@ def fill(results: Results, grams_per_kwh: float | None) -> None:
         if grams_per_kwh is not None:
             factor = grams_per_kwh / _KWH
             grams = made.kwh * grams_per_kwh if made.gco2e is None else made.gco2e
-            row.payback["carbon"] = payback(grams, "gCO2e", before.scaled(factor, "g"), after.scaled(factor, "g"), made.method)
+            before, after = before.scaled(factor, "g"), after.scaled(factor, "g")
+            row.payback["carbon"] = payback(grams, "gCO2e", before, after, made.method)
 
 
 def payback(made: float, unit: Literal["kWh", "gCO2e"], before: Measurement, after: Measurement, how: str) -> Payback:

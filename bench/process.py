@@ -47,7 +47,7 @@ class Model:
         self._limit, self._deadline, self._late = limit, 0.0, False
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed in close()
         self._pipe, theirs = Pipe()
-        plain = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}  # see greenllm.pipeline
+        plain = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}  # see greenllm.pages
         environment = {**plain, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "greenllm.bench.child", str(theirs.fileno())],

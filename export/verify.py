@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from greenllm import pages
 from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.last_position import FIRST
@@ -49,6 +50,7 @@ def verify(
     arithmetic = "int8" if int8 else "fp32"
     ids, text = _tokens(checkpoint)
     want = _torch(checkpoint, ids)
+    pages.give_back()
     got = _graph(checkpoint, path, ids)
     if got.shape != want.shape or not np.isfinite(got).all():
         raise GreenError(f"The exported {kind} model gives {got.shape} values where torch gives {want.shape}, or NaN.")

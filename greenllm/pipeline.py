@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from greenllm import artifact
+from greenllm import artifact, pages
 from greenllm.artifact import Artifact, Energy, Manifest, StepRecord
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 
 _REQUEST = "request.json"
 
-# Large pages for torch's tensors on Linux: the kernel zeroes each new page, and with small ones a training step takes
-# 1.6 times as long. torch reads this at its first tensor; the bench's processes go without, as others' do.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+pages.settle()
 
 
 @dataclass
@@ -310,6 +307,7 @@ def _one_step(
         artifact.seal(path, manifest)
     shutil.rmtree(work, ignore_errors=True)
     ledger.unlink()
+    pages.give_back()
 
 
 def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Tensor:
@@ -322,6 +320,7 @@ def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) ->
     if not file.exists():
         c = todo.recipe.calibration
         ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress)
+        pages.give_back()
         save_file({"input_ids": ids.contiguous()}, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     ids = load_file(file)["input_ids"]

@@ -17,7 +17,7 @@ from greenllm.quantize.quantease import descend
 from greenllm.quantize.rtn import round_onto
 
 _BLOCK = 64
-_ROWS = 8192
+_ROWS = 2048
 
 
 def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: bool = True, polish: int = 1) -> Packed:
