@@ -11,7 +11,7 @@ COUNTRY ?=
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint figures curve clean
+.PHONY: demo test lint figures curve small clean
 
 demo: demo/smollm2-int4
 	@echo "Report: $(CURDIR)/demo/smollm2-int4/report.html"
@@ -43,6 +43,10 @@ figures: .venv/ready
 curve: .venv/ready
 	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev,peers]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" bench/curve.sh $(MODEL) $(TEXT) $(CALIBRATION)
+
+# Cut, taught, 4 bit: make small MODEL=checkpoint TEXT=wikitext-2-test.txt DATA=c4.jsonl,notes.txt=2 COUNTRY=DEU
+small: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" COUNTRY=$(COUNTRY) bench/small.sh $(MODEL) $(TEXT) $(DATA) $(OPTIONS)
 
 # torch first and alone: with it in place nothing asks for another build of it.
 .venv/ready: pyproject.toml constraints.txt
