@@ -56,6 +56,7 @@ class Checkpoint:
         self.parents = parents or []
         self.config, self.quantization = _read_config(path)
         self.task = _task(self.config)
+        self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
         tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
@@ -166,8 +167,13 @@ class Checkpoint:
             GreenError: a weight is missing, of another shape, or not finite.
         """
         model = self.skeleton()
-        for name, _ in list(model.named_parameters()):
-            self.materialize(model, name)
+        # Each opening maps the whole file: with one a weight, pages around each would count twice.
+        self._mapped = {file: safe_open(file, framework="pt") for file in set(self._where.values())}
+        try:
+            for name, _ in list(model.named_parameters()):
+                self.materialize(model, name)
+        finally:
+            self._mapped = {}
         if self.tied:
             model.tie_weights()
         return model
@@ -235,7 +241,10 @@ class Checkpoint:
         return None
 
     def _read(self, key: str) -> Tensor:
-        with safe_open(self._where[key], framework="pt") as f:
+        file = self._where[key]
+        if file in self._mapped:
+            return self._mapped[file].get_tensor(key)
+        with safe_open(file, framework="pt") as f:
             return f.get_tensor(key)
 
 
