@@ -87,6 +87,7 @@ def plain_tokenizer(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # 0.1 GB that transformers imports for nothing used here
     then(transformers.AutoConfig, with_rotary)
     then(transformers.GenerationConfig, with_search)
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
