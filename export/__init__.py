@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from greenllm import artifact
+from greenllm import artifact, pages
 from greenllm.artifact import Artifact, Manifest
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
@@ -64,6 +64,7 @@ def export(
         int8 = integers and found.accuracy_level == 4  # noqa: PLR2004 - ORT's name for int8
         progress.stage("comparing with the source", 1)
         inputs = integer_inputs(source, found) if kind == "onnx" and source.quantized else {}
+        pages.give_back()  # the graphs on the way
         checked = verify(source, part, kind, int8=int8, inputs=inputs)
         progress.advance()
         for text in checked.get("tokenizer_departs", []):

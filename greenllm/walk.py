@@ -77,6 +77,11 @@ class Walk:
         for i in range(len(self.blocks)):
             yield from load_file(self.state / f"block-{i}.safetensors").items()
 
+    def forget(self) -> None:
+        """Drop hidden states and weights; :meth:`tensors` needs neither."""
+        self.hidden.clear()
+        self.model.to("meta")
+
     @torch.no_grad()
     def head_inputs(self, head: nn.Module) -> Iterator[Tensor]:
         """Inputs of ``head`` (a module after the blocks) for each batch, [tokens, K]; after :meth:`run`."""

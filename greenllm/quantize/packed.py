@@ -73,8 +73,8 @@ class Packed(Rowwise):
     def dequantize(self) -> Tensor:
         """The weight it stands for: float32 [N, K]."""
         n, k = self.shape
-        grouped = self.codes.view(n, -1, self.group).float() - self.zeros.float()[:, :, None]
-        return (grouped * self.scales.float()[:, :, None]).view(n, k)
+        grouped = self.codes.view(n, -1, self.group).float()  # in place from here: of a head each copy is 0.1 GB
+        return grouped.sub_(self.zeros.float()[:, :, None]).mul_(self.scales.float()[:, :, None]).view(n, k)
 
     def bits_per_weight(self) -> float:
         """Stored bits over weights, scales and (asymmetric only) zero points included."""

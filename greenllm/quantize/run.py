@@ -199,6 +199,7 @@ class Quantizer:
     def _tensors(self, walk: Walk) -> Iterator[tuple[str, Tensor]]:
         checkpoint, done = self.checkpoint, set[str]()
         moments = self._head_moments(walk)
+        walk.forget()
         for name, tensor in walk.tensors():
             if not name.endswith((_LOSS, _INPUT)):
                 done |= {name, name.rpartition(".")[0] + ".weight"}
