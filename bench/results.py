@@ -126,8 +126,9 @@ class Payback(_Strict):
             return "never"
         if self.queries is None or most is None:
             return f"undecided: {least:,.0f} queries at the least, or never"
-        between = f" [{least:,.0f} – {most:,.0f}]" if least != most else ""
-        return f"after {self.queries:,.0f} queries{between}"
+        low, number, high = (f"{q:,.0f}" for q in (least, self.queries, most))
+        between = f" [{low} – {high}]" if low != high else ""
+        return f"after {number} {'query' if number == '1' else 'queries'}{between}"
 
 
 class Requirement(_Strict):

@@ -183,7 +183,8 @@ def bench(
 @app.command()
 def report(
     results: Annotated[
-        list[Path] | None, typer.Argument(help="report.json of one bench or of several", show_default=False)
+        list[Path] | None,
+        typer.Argument(help="a bench's report.json or its directory; several are joined", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="directory or .html file to write")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of results instead")] = False,

@@ -109,6 +109,7 @@ def test_the_command_writes_all_formats(tmp_path):
     assert "Run 2 was made on Cortex" in told.stdout
     assert {p.name for p in (tmp_path / "both").iterdir()} == {"report.html", "report.md", "report.json", "report.csv"}
     assert len(merge.read(tmp_path / "both" / "report.json").rows) == 4
+    assert merge.read(tmp_path / "both") == merge.read(tmp_path / "both" / "report.json")
 
 
 def card(parents, energy=None):

@@ -140,6 +140,9 @@ def test_without_an_interval_or_a_known_making():
         row.measurements["energy_gross"] = measured(row["energy_gross"].value)
     payback.fill(r, None)
     assert r.rows[1].payback["energy"].words == "after 600 queries"
+    r = results(provenance=made(1e-3 / 600))
+    payback.fill(r, None)
+    assert r.rows[1].payback["energy"].words == "after 1 query"  # an interval that rounds to it is not said
     r = results()
     payback.fill(r, None)
     assert r.rows[1].payback == {}

@@ -16,12 +16,13 @@ _SAME = {  # what must be equal, for what
 
 
 def read(path: str | Path) -> Results:
-    """What a bench wrote as ``report.json``.
+    """What a bench wrote as ``report.json``, of its directory or of the file itself.
 
     Raises:
         GreenError: no such file, too large, or no results.
     """
     path = Path(path).expanduser()
+    path = path / "report.json" if path.is_dir() else path
     if not path.is_file() or path.stat().st_size > _LARGEST:
         raise GreenError(f"{path} is no report.json of a bench.", "greenllm bench … --report DIR writes one.")
     try:
