@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ def bench(
     text: str | Path | None = None,
     pairs: str | Path | None = None,
     tasks: Sequence[str | Path] = (),
+    lm_eval: Sequence[str] = (),
     limit: int | None = None,
     country: str | None = None,
     region: str | None = None,
@@ -57,8 +58,9 @@ def bench(
         names: of the models in the report; by default those of their directories.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
-        tasks: ``.jsonl`` files of multiple choice, see :mod:`greenllm.bench.tasks.items`.
-        limit: items of each task, evenly spread; 0 for all; by default as the effort says.
+        tasks: ``.jsonl`` files with right answers, see :mod:`greenllm.bench.tasks.forms`.
+        lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.
+        limit: items of each task, evenly spread (of lm-eval's: the first); 0 for all; by default as the effort says.
         country: of the grid, a three-letter code or a name.
         region: state, province or bidding zone, where the grid data know it.
         intensity: gCO2e per kWh, instead of a country's.
@@ -99,14 +101,16 @@ def bench(
     if energy and isinstance(meter, str):
         meters.choose(meter).close()  # refused here, not after minutes
     corpus = texts.read(text)
-    asked = [read(t, settings.items if limit is None else limit) for t in tasks]
+    limit = settings.items if limit is None else limit
+    asked = [read(t, limit) for t in tasks]
+    harness = _harness(lm_eval)
     scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
     here = machine()
     threads = threads or here.cores
     with Session(targets, threads, progress or Silent()) as session:
         session.load()
         encoders = any(c.info.task == "feature-extraction" for c in session.live)
-        if encoders and asked:
+        if encoders and (asked or harness):
             raise GreenError("Tasks ask text generators; these are encoders.", "Leave out --task.")
         query = Query(prompt_tokens, 0 if encoders else answer_tokens)
         phases.cut(session, corpus, window, settings.windows, query)
@@ -117,6 +121,8 @@ def bench(
         else:
             phases.score(session)
             run(session, asked)
+            if harness:
+                harness(session, limit)
         compare.ratios(session)
         results = Results(
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
@@ -142,6 +148,22 @@ def bench(
 
         write_report(results, report)
     return results
+
+
+def _harness(names: Sequence[str]) -> Callable[[Session, int], None] | None:
+    """What evaluates tasks of lm-eval, which are looked up now; None where there are none.
+
+    Raises:
+        GreenError: it is not installed, or has no such task.
+    """
+    if not names:
+        return None
+    try:
+        from greenllm.bench.tasks import lmeval
+    except ImportError as e:
+        raise GreenError(f"lm-eval is not installed ({e}).", 'Install it: pip install "greenllm[eval]".') from e
+    found = lmeval.read(names)
+    return lambda session, limit: lmeval.run(session, found, limit)
 
 
 def _energy(

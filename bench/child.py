@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm.bench import latency, perplexity
+from greenllm.bench import answers, latency, perplexity
 from greenllm.bench.runners import Info, Runner, loader
+from greenllm.bench.texts import Tokens
 from greenllm.errors import GreenError
 
 
@@ -47,8 +48,8 @@ class Server:
         keep = np.lib.format.open_memmap(save, "w+", np.float32, logits.shape) if save else None
         return perplexity.score(logits, tokens[start:], source, keep)
 
-    def likelihoods(self, requests: list[tuple[list[int], int]]) -> list[float]:
-        """Log-likelihood in nats of ``tokens[start:]`` after ``tokens[:start]``, for each of them.
+    def likelihoods(self, requests: list[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of ``tokens[start:]`` after ``tokens[:start]``, and whether each is the likeliest.
 
         Raises:
             GreenError: the logits hold NaN or infinity, or a token lies beyond them.
@@ -56,8 +57,13 @@ class Server:
         found = []
         for tokens, start in requests:
             logits = self._ready.logits(tokens)[start - 1 : -1]
-            found.append(-perplexity.score(logits, tokens[start:]).nll * len(logits))
+            total = -perplexity.score(logits, tokens[start:]).nll * len(logits)
+            found.append((total, bool((logits.argmax(-1) == tokens[start:]).all())))
         return found
+
+    def answer(self, prompt: list[int], most: int, stops: list[str]) -> str:
+        """What it writes after a prompt: see :func:`greenllm.bench.answers.write`."""
+        return answers.write(self._ready, Tokens(self._ready.info.directory), prompt, most, stops)
 
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """Embeddings, float32 [B, H].

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from greenllm.bench import texts
-from greenllm.bench.results import METRICS, Results
+from greenllm.bench.results import METRICS, Results, TaskResult
 from greenllm.bench.session import Query, Session
 
 _DRIFT = 0.05  # of idle power, from which on it is told
@@ -43,8 +43,8 @@ def methods(results: Results) -> dict[str, str]:
         found["Perplexity"] = _perplexity(s)
     if results.has("kl") or results.has("cosine"):
         found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
-    if any(row.tasks for row in results.rows):
-        found["Tasks"] = _choices()
+    if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
+        found["Tasks"] = _tasks(tasks)
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
@@ -72,13 +72,27 @@ def _perplexity(s: dict[str, Any]) -> str:
     )
 
 
-def _choices() -> str:
-    return (
-        "Multiple choice without examples and without a chat template, with lm-eval's prompts for HellaSwag, ARC and "
-        "BoolQ: the answer is the choice that is likeliest after the context; normalized, likeliest for its number of "
-        "characters. Interval: Wilson's. Against the baseline: the same items, BCa bootstrap of the difference, items "
-        "won and lost, and McNemar's exact p."
+def _tasks(tasks: dict[str, TaskResult]) -> str:
+    harness = {name for name in tasks if name.startswith("lm-eval/")}
+    kinds = {kind for name, t in tasks.items() if name not in harness for kind in t.scores}
+    said = ["No examples and no chat template."] if kinds else []
+    if "acc" in kinds:
+        said.append(
+            "Choices, with lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice that is likeliest "
+            "after the context; normalized, likeliest for its number of characters. Interval: Wilson's."
+        )
+    if "exact_match" in kinds:
+        said.append(
+            "Free answers: 32 tokens or a line at most, greedy; right if one of the given answers, but for case, "
+            "punctuation and articles. Interval: Wilson's."
+        )
+    if harness:
+        said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
+    said.append(
+        "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won "
+        "and lost, and McNemar's exact p."
     )
+    return " ".join(said)
 
 
 def _tokens() -> str:

@@ -85,8 +85,8 @@ def enforce(requirements: Sequence[Requirement], *, strict: bool) -> None:
 def _figures(limit: Limit, row: Row) -> Iterator[tuple[str, Measurement | None]]:
     if limit.metric == ACCURACY:
         for name, task in row.tasks.items():
-            paired = task.against.difference if task.against else None
-            yield name, task.accuracy if not limit.kind else paired
+            paired = task.main.against
+            yield name, task.main.measured if not limit.kind else paired.difference if paired else None
         if not row.tasks:
             yield "", None
     else:

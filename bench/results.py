@@ -80,33 +80,50 @@ class Provenance(_Strict):
 
 
 class Paired(_Strict):
-    """A model's answers against the baseline's, item by item; ``p`` is McNemar's, exact."""
+    """A model's answers against the baseline's, item by item; for right and wrong ones McNemar's exact ``p``."""
 
     difference: Measurement
-    won: int
-    lost: int
-    p: float
+    better: Literal["lower", "higher"] = "higher"
+    won: int | None = None
+    lost: int | None = None
+    p: float | None = None
 
     @property
     def verdict(self) -> Verdict:
         """Decided only where the difference's interval leaves out 0."""
-        low, high = self.difference.ci95 or (-1.0, 1.0)
+        if self.difference.ci95 is None:
+            return "unknown"
+        low, high = self.difference.ci95
         if low == high == 0:
             return "same"
-        return "undecided" if low <= 0 <= high else "better" if low > 0 else "worse"
+        if low <= 0 <= high:
+            return "undecided"
+        return "better" if (low > 0) == (self.better == "higher") else "worse"
+
+
+class Score(_Strict):
+    """One metric of a task: what each item gave, and what that is over all of them."""
+
+    values: list[float]
+    measured: Measurement
+    against: Paired | None = None
 
 
 class TaskResult(_Strict):
-    """Right answers on a task; ``total`` is how many items its file has, ``chance`` what guessing gets right."""
+    """How a model did on a task; ``total`` is how many items it has, ``chance`` the share that guessing gets right.
+
+    ``scores`` go by lm-eval's names ("acc", "acc_norm", "exact_match"); the first is the task's main one.
+    """
 
     total: int
-    chance: float
-    right: list[int]
-    right_normalized: list[int]
-    accuracy: Measurement
-    normalized: Measurement
-    against: Paired | None = None
-    against_normalized: Paired | None = None
+    chance: float | None
+    scores: dict[str, Score]
+    note: str = ""
+
+    @property
+    def main(self) -> Score:
+        """The score that stands for the task."""
+        return next(iter(self.scores.values()))
 
 
 class Payback(_Strict):

@@ -10,7 +10,9 @@ import json
 import re
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from greenllm.errors import GreenError
 
@@ -103,6 +105,37 @@ class Tokens:
             raise GreenError(f"{file} is damaged: {e}.") from e
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._directory = directory
+
+    @cached_property
+    def ends(self) -> set[int]:
+        """Tokens that end an answer, as the model's files name them."""
+        told = [_json(self._directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
+        told += [_json(self._directory / "genai_config.json").get("model", {}).get("eos_token_id"), self.special("eos")]
+        flat = [t for x in told for t in (x if isinstance(x, list) else [x])]
+        return {t for t in flat if isinstance(t, int)}
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the model reads at once, as its files say; 2048 where they do not."""
+        config = _json(self._directory / "config.json")
+        told = [_json(self._directory / "genai_config.json").get("model", {}).get("context_length")]
+        told += [config.get(k) for k in ("max_position_embeddings", "n_positions")]
+        return next((t for t in told if isinstance(t, int) and t > 1), 2048)
+
+    def special(self, role: Literal["bos", "eos"]) -> int | None:
+        """The token that the tokenizer's configuration gives a role."""
+        token = _json(self._directory / "tokenizer_config.json").get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+
+    def words(self, ids: list[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return str(self._tokenizer.decode(ids))
+
+    def plain(self, text: str) -> list[int]:
+        """A text without the tokenizer's own first tokens."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def windows(self, text: str, length: int, count: int) -> Windows:
         """``count`` windows of ``length`` tokens, or as many as the text holds.
@@ -139,7 +172,7 @@ class Tokens:
 
     def text(self, text: str) -> list[int]:
         """A whole text, after the tokenizer's own first tokens."""
-        return [*self.prefix(), *self._tokenizer.encode(text, add_special_tokens=False).ids]
+        return [*self.prefix(), *self.plain(text)]
 
     def prefix(self) -> list[int]:
         """The tokens that the tokenizer itself puts before a text: a beginning-of-text token, or nothing."""
@@ -153,6 +186,15 @@ class Tokens:
         found = [list(e.ids) for e in self._tokenizer.encode_batch(texts)]
         self._tokenizer.no_truncation()
         return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A configuration beside the tokenizer; empty where there is none or it is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def sentences(text: str, count: int) -> list[str]:

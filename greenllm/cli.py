@@ -86,6 +86,7 @@ def compress(
     """Compress a model, export it for a target, and measure it before against after."""
     from greenllm import artifact, pipeline
     from greenllm.bench.require import enforce
+    from greenllm.plan import default_out, plan
     from greenllm.quality import results_of
     from greenllm.screen import Bars, say_plan, say_result
 
@@ -93,8 +94,8 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = pipeline.plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
-    out = out or pipeline.default_out(model, todo)
+    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    out = out or default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench)
     options = {"text": text, "pairs": pairs, "tasks": task or [], "limit": limit, "effort": effort, "threads": threads,
@@ -143,6 +144,9 @@ def bench(
     ] = None,
     pairs: PairsOption = None,
     task: TaskOption = None,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option(help="a task of lm-eval, by name or .yaml file; may be repeated")
+    ] = None,
     limit: LimitOption = None,
     effort: EffortOption = "quick",
     require: RequireOption = None,
@@ -161,6 +165,7 @@ def bench(
             text=text,
             pairs=pairs,
             tasks=task or [],
+            lm_eval=lm_eval or [],
             limit=limit,
             country=country,
             region=region,

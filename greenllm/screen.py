@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from greenllm.artifact import Artifact
     from greenllm.bench import Results
-    from greenllm.pipeline import Plan
+    from greenllm.plan import Plan
 
 _BENCH_SECONDS = 200
 

@@ -17,7 +17,7 @@ from greenllm.bench.measurement import Measurement
 from greenllm.bench.report import merge, render, write_report
 from greenllm.bench.report.card import model_card
 from greenllm.bench.report.lines import HEADER, to_csv
-from greenllm.bench.results import Machine, Results, Row, TaskResult
+from greenllm.bench.results import Machine, Results, Row, Score, TaskResult
 from greenllm.bench.tasks.paired import against, share
 from greenllm.cli import app
 from greenllm.errors import GreenError
@@ -30,8 +30,8 @@ def measured(value, *ci, unit="x"):
 def results(cpu="EPYC", threads=2, second="small"):
     right = [1, 0, 1, 1]
     pairs = against(right, [1, 1, 1, 0])
-    task = TaskResult(total=9, chance=0.25, right=right, right_normalized=right, accuracy=share(right),
-                      normalized=share(right), against=pairs, against_normalized=pairs)  # fmt: skip
+    score = Score(values=right, measured=share(right), against=pairs)
+    task = TaskResult(total=9, chance=0.25, scores={"acc": score, "acc_norm": score})
     rows = [
         Row(name="base", path="/b", runner="torch", measurements={"decode": measured(10, 9, 11, unit="tokens/s")}),
         Row(name=second, path="/s", runner="genai", tasks={"arc/test": task}, ratios={"decode": measured(2, 1.8, 2.2)},
@@ -51,7 +51,7 @@ def test_csv_has_every_figure():
     assert (decode["verdict"], decode["baseline"], decode["threads"], decode["n"]) == ("better", "base", "2", "3")
     load = next(r for r in rows if r["metric"] == "load")
     assert (load["ci95_low"], load["ratio"], load["verdict"]) == ("", "", "")
-    assert [r["value"] for r in rows if r["metric"].startswith("accuracy of arc/test")] == ["75.0", "75.0"]
+    assert [r["value"] for r in rows if r["metric"].endswith(" of arc/test")] == ["75.0", "75.0"]
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "@x", "+1", 'a,"b"\nc'])
@@ -76,9 +76,9 @@ def test_runs_of_one_machine_and_of_another():
     assert [r.name for r in found.rows] == ["base", "small", "base (run 2)", "small (run 2)", "base (run 3)",
                                             "small (run 3)"]  # fmt: skip
     assert found.rows[1].ratios
-    assert found.rows[1].tasks["arc/test"].against
+    assert found.rows[1].tasks["arc/test"].main.against
     assert not found.rows[3].ratios
-    assert not found.rows[3].tasks["arc/test"].against
+    assert not found.rows[3].tasks["arc/test"].main.against
     assert not any("Run 2" in c for c in found.caveats)
     assert any("Run 3 was made on Cortex" in c and "not comparable" in c for c in found.caveats)
     assert any("Run 3 differs from run 1 in threads (4, not 2)" in c for c in found.caveats)
@@ -128,7 +128,12 @@ def test_the_hub_reads_the_card():
     assert found.co2_eq_emissions["emissions"] == 3.5
     assert found.co2_eq_emissions["source"] == "estimated:codecarbon"
     by = {(e.dataset_name, e.metric_type): e.metric_value for e in found.eval_results}
-    assert by == {("t.txt", "decode"): 20, ("t.txt", "load"): 1.5, ("arc/test", "accuracy"): 0.75}
+    assert by == {
+        ("t.txt", "decode"): 20,
+        ("t.txt", "load"): 1.5,
+        ("arc/test", "acc"): 75,
+        ("arc/test", "acc_norm"): 75,
+    }
 
 
 def test_a_card_without_a_hub_or_a_grid_claims_neither():

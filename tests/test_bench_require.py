@@ -10,7 +10,7 @@ from greenllm.bench.energy import Grid, carbon, embodied
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.report import render
 from greenllm.bench.require import Unmet, decide, enforce, parse
-from greenllm.bench.results import Machine, Provenance, Results, Row, TaskResult
+from greenllm.bench.results import Machine, Provenance, Results, Row, Score, TaskResult
 from greenllm.bench.tasks.paired import against, share
 from greenllm.errors import GreenError
 
@@ -62,8 +62,8 @@ def test_accuracy_is_in_points_and_task_by_task():
 
     def task(after):
         paired = against(right, after)
-        return TaskResult(total=100, chance=0.5, right=after, right_normalized=after, accuracy=share(after),
-                          normalized=share(after), against=paired, against_normalized=paired)  # fmt: skip
+        score = Score(values=after, measured=share(after), against=paired)
+        return TaskResult(total=100, chance=0.5, scores={"acc": score})
 
     found = decide(results(tasks={"a/b": task(right), "c/d": task(wrong)}), [parse("accuracy>=-5%")])
     assert [f.outcome for f in found] == ["met", "failed"]

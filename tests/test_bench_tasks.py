@@ -10,11 +10,11 @@ import torch
 from conftest import make_llama
 
 import greenllm
-from greenllm.bench import Effort, report
+from greenllm.bench import Effort, answers, report
 from greenllm.bench.process import Model
-from greenllm.bench.tasks import read
+from greenllm.bench.tasks import answer, read
 from greenllm.bench.tasks.choice import chosen, requests
-from greenllm.bench.tasks.items import Item
+from greenllm.bench.tasks.items import Item, Question
 from greenllm.bench.tasks.paired import against, share
 from greenllm.bench.texts import Tokens
 from greenllm.errors import GreenError
@@ -139,7 +139,7 @@ def test_likelihoods_are_those_of_transformers_item_by_item(smollm2, data):
     with Model(2) as model:
         model.call("load", "torch", str(smollm2), 2)
         for item in items:
-            found = model.call("likelihoods", requests(item, tokens))
+            found = [total for total, _ in model.call("likelihoods", requests(item, tokens))]
             assert found == pytest.approx(by_transformers(smollm2, item), rel=1e-4)
 
 
@@ -161,10 +161,10 @@ def test_runners_agree_on_an_uncompressed_model(results):
     (before, after), base = results[0].rows, results[1]
     (name,) = before.tasks
     assert name == f"{base.name}/t"
-    assert before.tasks[name].right == after.tasks[name].right
-    assert after.tasks[name].against.verdict == "same"
-    assert before.tasks[name].against is None
-    assert before.tasks[name].accuracy.n == 30
+    assert before.tasks[name].main.values == after.tasks[name].main.values
+    assert after.tasks[name].main.against.verdict == "same"
+    assert before.tasks[name].main.against is None
+    assert before.tasks[name].main.measured.n == 30
 
 
 def test_they_are_in_every_report(results):
@@ -184,3 +184,62 @@ def test_encoders_are_not_asked(tmp_path):
 
     with pytest.raises(GreenError, match="Tasks ask text generators"):
         greenllm.bench([make_bert(tmp_path / "b")], tasks=[write(tmp_path / "t.jsonl", PLAIN)], energy=False)
+
+
+def test_free_answers_and_labels_are_read(tmp_path):
+    rows = [{"question": "Who?", "answers": ["Ann", "Bo"]}, {"context": "c", "answer": "d"}]
+    free = read(write(tmp_path / "a.jsonl", *rows))
+    assert free.items == [Question("Question: Who?\nAnswer:", ("Ann", "Bo")), Question("c", ("d",))]
+    assert free.chance is None
+    labelled = read(write(tmp_path / "b.jsonl", {"text": "x", "label": "good"}, {"text": "y", "label": "bad"}))
+    assert labelled.items == [Item("Text: x\nLabel:", ("bad", "good"), 1), Item("Text: y\nLabel:", ("bad", "good"), 0)]
+    assert labelled.chance == 0.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"question": "q", "answers": []}], "line 1: its answers are no list"),
+        ([{"question": "q", "answer": 3}], "line 1: 3 is no text"),
+        ([{"question": "q", "answer": " "}], "line 1: an empty"),
+        ([{"text": "t", "label": 1}], "line 1: its label 1 is no text"),
+        ([{"text": "t", "label": "a"}] * 2, "every text has the label 'a'"),
+        ([PLAIN, {"question": "q", "answer": "a"}], "mixes choices and free answers"),
+    ],
+)
+def test_bad_free_answers_and_labels(tmp_path, rows, says):
+    with pytest.raises(GreenError, match=says):
+        read(write(tmp_path / "t.jsonl", *rows))
+
+
+def test_an_answer_is_normal_as_squads_evaluation_makes_it():
+    assert answer.normal(" The  Cat,  a dog & an owl!") == "cat dog owl"
+    assert answer.normal("Theatre") == "theatre"
+
+
+def test_an_answer_ends_where_it_is_told():
+    assert answers.cut("one. two\nthree", ["\n", "."]) == "one"
+    assert answers.cut("one", ["\n"]) == "one"
+
+
+@pytest.fixture(scope="module")
+def exported_smollm2(smollm2, tmp_path_factory):
+    """SmolLM2 in ONNX Runtime GenAI, uncompressed."""
+    return greenllm.export(smollm2, tmp_path_factory.mktemp("smollm2") / "x").path
+
+
+@pytest.mark.parametrize("runner", ["torch", "genai"])
+def test_free_answers_are_those_of_transformers(smollm2, exported_smollm2, runner):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    text = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"  # it says Yes and a little more, and ends
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    said = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :]
+    want = tokenizer.decode(said, skip_special_tokens=True)
+    assert len(said) < 40  # it ended by itself
+    with Model(2) as one:
+        one.call("load", runner, str(smollm2 if runner == "torch" else exported_smollm2), 2)
+        assert one.call("answer", ids[0].tolist(), 40, []) == want
+        assert one.call("answer", ids[0].tolist(), 40, [want[5:8]]) == want[:5]

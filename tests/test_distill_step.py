@@ -17,6 +17,7 @@ from greenllm import artifact, pipeline, recipe
 from greenllm.distill import recover, trainer, watch
 from greenllm.distill.pupil import Pupil
 from greenllm.errors import GreenError
+from greenllm.plan import plan
 from greenllm.progress import Silent
 
 QUICK = {"length": 32, "steps": 6, "rate": 1e-3, "compute": "float32", "accumulate": 2}
@@ -96,7 +97,7 @@ def test_a_student_comes_nearer_and_stock_transformers_loads_it(home, plain):
     assert model.config.tie_word_embeddings
     assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in weights(plain).items()}
     ids = torch.tensor([AutoTokenizer.from_pretrained(plain.path)("The quick fox")["input_ids"]])
-    ours = pipeline.plan(plain.path, recipe.Recipe()).checkpoint.load_model()
+    ours = plan(plain.path, recipe.Recipe()).checkpoint.load_model()
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, ours(input_ids=ids).logits)
     assert plain.manifest.energy.kwh > 0
@@ -197,7 +198,7 @@ def test_whatever_learns_is_resumed(home, tmp_path, monkeypatch, student, fields
 
 @pytest.mark.parametrize("what", ["lora", "dora", "adalora"])
 def test_merged_adapters_say_what_the_adapters_said(home, what):
-    model = pipeline.plan(home / "student", recipe.Recipe()).checkpoint.load_model()
+    model = plan(home / "student", recipe.Recipe()).checkpoint.load_model()
     adapted = recover.adapt(model, what, 4, 20, classifier=False, seed=0)
     learning = [p for p in adapted.parameters() if p.requires_grad]
     assert 0 < sum(p.numel() for p in learning) < sum(p.numel() for p in adapted.parameters()) / 2
@@ -329,7 +330,7 @@ def test_a_student_is_made_from_a_configuration(home, tmp_path, monkeypatch):
     assert "model.layers.1.input_layernorm.weight" not in weights(found)
     assert (found.path / "tokenizer.json").exists()
     with pytest.raises(GreenError, match=r"no model\.safetensors"):
-        pipeline.plan(tmp_path / "config", "int4")
+        plan(tmp_path / "config", "int4")
 
 
 def test_in_a_recipe_the_teacher_is_what_it_began_with_and_all_energy_is_counted(home, tmp_path):

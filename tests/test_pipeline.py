@@ -16,6 +16,7 @@ from greenllm import artifact, pipeline, quality, recipe
 from greenllm.bench import Effort
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.plan import plan
 from greenllm.progress import Silent
 
 SMALL = {
@@ -131,16 +132,16 @@ def test_output_that_exists_is_refused_before_any_work(tmp_path, small_recipe):
 def test_groups_that_do_not_divide_name_the_layer(tmp_path):
     path = make_llama(tmp_path / "m", hidden_size=40, num_attention_heads=4, num_key_value_heads=2)
     with pytest.raises(GreenError, match=r"model\.layers\.0\.self_attn\.q_proj: Groups of 32 do not divide"):
-        pipeline.plan(path, "int4")
+        plan(path, "int4")
 
 
 def test_quantizing_twice_is_refused(compressed):
     with pytest.raises(GreenError, match="quantized already"):
-        pipeline.plan(compressed[1].path, "int4")
+        plan(compressed[1].path, "int4")
 
 
 def test_the_estimate_is_there_before_anything_is_written(tmp_path, small_recipe):
-    todo = pipeline.plan(make_llama(tmp_path / "m"), small_recipe)
+    todo = plan(make_llama(tmp_path / "m"), small_recipe)
     assert todo.estimate.seconds > 0
     assert todo.estimate.peak_bytes > 1e8
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "small.yaml"]
@@ -245,12 +246,12 @@ def test_past_the_allowed_loss_it_says_so_or_fails(tmp_path, small_recipe):
 
 def test_a_budget_goes_to_the_mixed_step(tmp_path):
     make_llama(tmp_path / "m", vocab=300)
-    todo = pipeline.plan(tmp_path / "m", bits=6)
+    todo = plan(tmp_path / "m", bits=6)
     assert todo.recipe.name == "mixed"
     assert todo.recipe.steps[0].bits == 6
-    assert pipeline.plan(tmp_path / "m", size=0.2).recipe.steps[0].size == 0.2
+    assert plan(tmp_path / "m", size=0.2).recipe.steps[0].size == 0.2
     with pytest.raises(GreenError, match="no mixed step"):
-        pipeline.plan(tmp_path / "m", "int4", bits=6)
+        plan(tmp_path / "m", "int4", bits=6)
 
 
 def test_a_tied_head_left_alone_stays_tied_for_every_reader(tmp_path):

@@ -57,8 +57,9 @@ def _figures(row: Row, results: Results, task: str | None) -> list[Any]:
     ]  # fmt: skip
     return found + [
         EvalResult(
-            task_type=kind, dataset_type="multiple-choice", dataset_name=name, metric_type="accuracy",
-            metric_value=t.accuracy.value / 100,
+            task_type=kind, dataset_type="task", dataset_name=name, metric_type=metric, metric_value=s.measured.value,
+            metric_name=f"{metric}{', ' + s.measured.unit if s.measured.unit else ''} ({s.measured.method})",
         )
         for name, t in row.tasks.items()
+        for metric, s in t.scores.items()
     ]  # fmt: skip

@@ -25,10 +25,10 @@ def to_csv(results: Results) -> str:
             verdict = row.verdict(name) if name in row.ratios else ""
             writer.writerow([*_figure(row, name, m), *_ratio(row.ratios.get(name)), verdict, *rest])
         for name, t in row.tasks.items():
-            for kind, m, paired in (("", t.accuracy, t.against), (", normalized", t.normalized, t.against_normalized)):
-                change = _ratio(paired.difference if paired else None)
-                verdict = paired.verdict if paired else ""
-                writer.writerow([*_figure(row, f"accuracy of {name}{kind}", m), *change, verdict, *rest])
+            for kind, score in t.scores.items():
+                change = _ratio(score.against.difference if score.against else None)
+                verdict = score.against.verdict if score.against else ""
+                writer.writerow([*_figure(row, f"{kind} of {name}", score.measured), *change, verdict, *rest])
     return out.getvalue()
 
 

@@ -79,7 +79,9 @@ def _machine(results: Results) -> str:
 
 
 def _foreign(row: Row, number: int) -> Row:
-    tasks = {name: t.model_copy(update={"against": None, "against_normalized": None}) for name, t in row.tasks.items()}
+    tasks = row.model_copy(deep=True).tasks
+    for score in (s for t in tasks.values() for s in t.scores.values()):
+        score.against = None
     notes = [*row.notes, f"of run {number}: its ratios are in that run's own report"]
     return row.model_copy(
         update={"name": f"{row.name} (run {number})", "ratios": {}, "payback": {}, "tasks": tasks, "notes": notes}

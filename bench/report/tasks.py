@@ -1,37 +1,45 @@
-"""Accuracy on tasks as lines of the report's table: where others have a ratio, a task has points won or lost."""
+"""Scores of tasks as lines of the report's table: where others have a ratio, a task has points won or lost."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from greenllm.bench.measurement import Measurement
 from greenllm.bench.report.words import EMPTY, MARKS, interval, number
-from greenllm.bench.results import Paired, Results
+from greenllm.bench.results import Results, Score
+
+_WORDS = {"acc": "", "acc_norm": ", normalized", "exact_match": ", exact match"}
 
 
 def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Two lines a task, one cell a model."""
+    """A line for each score of each task, one cell a model."""
     found = []
     for name in dict.fromkeys(t for row in results.rows for t in row.tasks):
         of = [row.tasks.get(name) for row in results.rows]
-        chance = next(t.chance for t in of if t)
-        label = f"{name} (chance {100 * chance:.0f} %)"
-        found.append((label, [_cell(t.accuracy, t.against) if t else dict(EMPTY) for t in of]))
-        cells = [_cell(t.normalized, t.against_normalized) if t else dict(EMPTY) for t in of]
-        found.append((f"{name}, normalized", cells))
+        for kind in dict.fromkeys(k for t in of if t for k in t.scores):
+            chance = next(t.chance for t in of if t)
+            known = f" (chance {100 * chance:.0f} %)" if chance is not None and kind == "acc" else ""
+            scores = [t.scores.get(kind) if t else None for t in of]
+            found.append((f"{name}{_WORDS.get(kind, f', {kind}')}{known}", [_cell(s) for s in scores]))
     return found
 
 
-def _cell(measured: Measurement, paired: Paired | None) -> dict[str, Any]:
+def _cell(score: Score | None) -> dict[str, Any]:
+    if score is None:
+        return dict(EMPTY)
+    m, paired = score.measured, score.against
     found = EMPTY | {
-        "value": number(measured.value, measured.ci95), "unit": measured.unit, "interval": interval(measured.ci95),
-        "note": f"{measured.method}, n = {measured.n}",
+        "value": number(m.value, m.ci95), "unit": m.unit, "interval": interval(m.ci95),
+        "note": f"{m.method}, n = {m.n}",
     }  # fmt: skip
     if paired is None:
         return found
-    change = f"{paired.difference.value:+.1f} points".replace("-", "−")
+    points = paired.difference.unit == "points"
+    value = f"{paired.difference.value:+.1f} points" if points else f"{paired.difference.value:+.3g}"
+    flips = "" if paired.p is None else f" (+{paired.won} −{paired.lost}, p {paired.p:.2g})"
+    mcnemar = (
+        "" if paired.p is None else f"; {paired.won} items won, {paired.lost} lost, McNemar's exact p {paired.p:.3g}"
+    )
     return found | {
-        "ratio": f"{change} (+{paired.won} −{paired.lost}, p {paired.p:.2g})", "mark": MARKS[paired.verdict],
-        "word": paired.verdict, "ratio_interval": interval(paired.difference.ci95),
-        "note": f"{found['note']}; {paired.won} items won, {paired.lost} lost, McNemar's exact p {paired.p:.3g}",
+        "ratio": f"{value.replace('-', '−')}{flips}", "mark": MARKS[paired.verdict], "word": paired.verdict,
+        "ratio_interval": interval(paired.difference.ci95), "note": f"{found['note']}{mcnemar}",
     }  # fmt: skip

@@ -6,6 +6,8 @@ To add an engine, write a module here with a ``load`` and name it in :data:`RUNN
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -46,6 +48,9 @@ class Runner(Protocol):
     def step(self, token: int) -> int:
         """Append ``token`` and return the next one."""
 
+    def stream(self, tokens: list[int], answer: int) -> Iterator[int]:
+        """Up to ``answer`` tokens that follow a prompt; one that ends it may be among them."""
+
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """float32 [T, V]: row t is the prediction after ``tokens[: t + 1]``."""
 
@@ -68,8 +73,24 @@ def loader(name: str) -> Loader:
     return cast("Loader", importlib.import_module(f"{__name__}.{name}"))
 
 
-class Decoder:
-    """What a text generator cannot do."""
+class Decoder(ABC):
+    """What all text generators share, and what they cannot do."""
+
+    def stream(self, tokens: list[int], answer: int) -> Iterator[int]:
+        """See :class:`Runner`."""
+        token = self.prefill(tokens, answer)
+        yield token
+        for _ in range(answer - 1):
+            token = self.step(token)
+            yield token
+
+    @abstractmethod
+    def prefill(self, tokens: list[int], answer: int) -> int:
+        """See :class:`Runner`."""
+
+    @abstractmethod
+    def step(self, token: int) -> int:
+        """See :class:`Runner`."""
 
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """Not an encoder."""
@@ -80,6 +101,10 @@ class Encoder:
     """What a sentence encoder cannot do."""
 
     def prefill(self, tokens: list[int], answer: int) -> int:
+        """Not a generator."""
+        raise NotImplementedError(f"an encoder generates nothing ({len(tokens)} tokens, answer {answer})")
+
+    def stream(self, tokens: list[int], answer: int) -> Iterator[int]:
         """Not a generator."""
         raise NotImplementedError(f"an encoder generates nothing ({len(tokens)} tokens, answer {answer})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,20 @@ class GenaiDecoder(Decoder):
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self._start(tokens, len(tokens) + answer)
+        # as long as asked, whatever the model says: an early end of answer would make queries unequal
+        self._start(tokens, len(tokens) + answer, least=len(tokens) + answer)
         return self._next()
 
     def step(self, token: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`; the generator has appended ``token`` itself."""
         del token
         return self._next()
+
+    def stream(self, tokens: list[int], answer: int) -> Iterator[int]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self._start(tokens, len(tokens) + answer)
+        while not self._generator.is_done():
+            yield self._next()
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`.
@@ -82,11 +90,10 @@ class GenaiDecoder(Decoder):
             )
         return found
 
-    def _start(self, tokens: list[int], length: int) -> None:
+    def _start(self, tokens: list[int], length: int, least: int = 0) -> None:
         self._generator = None  # frees the old cache first
         search = og.GeneratorParams(self.model)
-        # as long as asked, whatever the model says: an early end of answer would make queries unequal
-        search.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=1)
+        search.set_search_options(max_length=length, min_length=least, do_sample=False, batch_size=1)
         self._generator = og.Generator(self.model, search)
         try:
             self._generator.append_tokens(np.array(tokens, dtype=np.int32))

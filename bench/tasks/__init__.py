@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from greenllm.bench.tasks.choice import run
-from greenllm.bench.tasks.items import Task, read
+from collections.abc import Sequence
+
+from greenllm.bench.session import Session
+from greenllm.bench.tasks import answer, choice
+from greenllm.bench.tasks.items import Item, Task
+from greenllm.bench.tasks.read import read
 
 __all__ = ["Task", "read", "run"]
+
+
+def run(session: Session, tasks: Sequence[Task]) -> None:
+    """Ask every living model every item; fill in ``Row.tasks``, compared with the baseline's item by item."""
+    for task in tasks:
+        ask = choice.ask if isinstance(task.items[0], Item) else answer.ask
+        session.progress.stage(f"task {task.name}", len(task.items) * len(session.live))
+        for who in list(session.live):
+            with session.watching(who, f"task {task.name}"):
+                ask(session, who, task)

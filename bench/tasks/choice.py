@@ -14,7 +14,7 @@ import numpy as np
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.items import Item, Task
-from greenllm.bench.tasks.paired import against, share
+from greenllm.bench.tasks.paired import judge
 from greenllm.bench.texts import Tokens
 
 Request = tuple[list[int], int]  # tokens, and where those that are scored begin
@@ -37,29 +37,21 @@ def chosen(likelihoods: Sequence[float], choices: Sequence[str]) -> tuple[int, i
     return int(whole.argmax()), int((whole / [len(c) for c in choices]).argmax())
 
 
-def run(session: Session, tasks: Sequence[Task]) -> None:
-    """Ask every living model every item; fill in ``Row.tasks``, compared with the baseline's item by item."""
-    for task in tasks:
-        session.progress.stage(f"task {task.name}", len(task.items) * len(session.live))
-        for who in list(session.live):
-            with session.watching(who, f"task {task.name}"):
-                _ask(session, who, task)
-
-
-def _ask(session: Session, who: Contender, task: Task) -> None:
+def ask(session: Session, who: Contender, task: Task) -> None:
+    """Ask one model all items; fill in ``Row.tasks``, compared with the baseline's item by item."""
     tokens = Tokens(who.info.directory)
     plain: list[int] = []
     normalized: list[int] = []
     for item in task.items:
-        found = who.model.call("likelihoods", requests(item, tokens))
-        likeliest, for_length = chosen(found, item.choices)
-        plain.append(int(likeliest == item.label))
-        normalized.append(int(for_length == item.label))
+        if isinstance(item, Item):
+            found = who.model.call("likelihoods", requests(item, tokens))
+            likeliest, for_length = chosen([total for total, _ in found], item.choices)
+            plain.append(int(likeliest == item.label))
+            normalized.append(int(for_length == item.label))
         session.progress.advance()
     base = session.rows[0].tasks.get(task.name)
+    before = base.scores if base else {}
     who.row.tasks[task.name] = TaskResult(
-        total=task.total, chance=task.chance, right=plain, right_normalized=normalized,
-        accuracy=share(plain), normalized=share(normalized),
-        against=None if base is None else against(base.right, plain),
-        against_normalized=None if base is None else against(base.right_normalized, normalized),
+        total=task.total, chance=task.chance,
+        scores={"acc": judge(plain, before.get("acc")), "acc_norm": judge(normalized, before.get("acc_norm"))},
     )  # fmt: skip

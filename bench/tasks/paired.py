@@ -9,7 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from greenllm.bench.measurement import Measurement, bootstrap
-from greenllm.bench.results import Paired
+from greenllm.bench.results import Paired, Score
+
+
+def judge(right: Sequence[int], before: Score | None = None) -> Score:
+    """1 for each item that was answered right, 0 for the others, as a score beside that of the baseline."""
+    change = None if before is None else against([int(v) for v in before.values], right)
+    return Score(values=[float(r) for r in right], measured=share(right), against=change)
+
+
+def compare(before: Sequence[float], after: Sequence[float], *, higher: bool = True) -> Paired:
+    """What each of two models got for the same items: right and wrong by McNemar, other figures by their difference.
+
+    Args:
+        before: the baseline's, item by item.
+        after: the model's.
+        higher: whether more is better.
+    """
+    if set(before) | set(after) <= {0.0, 1.0} and higher:
+        return against([int(v) for v in before], [int(v) for v in after])
+    change = [b - a for a, b in zip(before, after, strict=True)]
+    difference = bootstrap(change, "", "computed: paired over items")
+    return Paired(difference=difference, better="higher" if higher else "lower")
 
 
 def share(right: Sequence[int]) -> Measurement:

@@ -1,0 +1,109 @@
+"""Items of a task from a ``.jsonl`` file, in the spellings of the public sets and with lm-eval's prompts for them.
+
+========================================  ===================================================================
+keys                                      prompt
+========================================  ===================================================================
+context, choices, label                   the context as it is, a space, the choice
+ctx, endings, label                       HellaSwag: cleaned as lm-eval's ``hellaswag`` does
+question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as lm-eval's ``arc_easy``
+question, passage, answer                 BoolQ: passage, "Question: …?" and "Answer:", as lm-eval's ``boolq``
+text, label                               classification: "Text: …" and "Label:"; the labels of all rows to choose from
+context, answer (or answers)              a free answer: the context as it is
+question, answer (or answers)             a free answer: "Question: …" and "Answer:"
+========================================  ===================================================================
+
+A label is a number from 0, a letter or the text of a choice; that of a classification is its text. ``answers`` is a
+list of which any is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from greenllm.bench.tasks.items import Item, Labelled, Question
+
+
+def _plain(row: dict[str, Any]) -> Item:
+    choices = _texts(row["choices"])
+    return Item(_text(row["context"]), choices, _index(row["label"], choices))
+
+
+def _hellaswag(row: dict[str, Any]) -> Item:
+    endings = _texts(row["endings"])
+    return Item(_cleaned(_text(row["ctx"])), tuple(map(_cleaned, endings)), _index(row["label"], endings))
+
+
+def _arc(row: dict[str, Any]) -> Item:
+    given = row["choices"]
+    hub = isinstance(given, dict)  # {"text": […], "label": ["A", …]}
+    choices = _texts(given["text"] if hub else given)
+    key = row.get("label", row.get("answerKey"))
+    label = given["label"].index(key) if hub and "label" in given else _index(key, choices)
+    return Item(f"Question: {_text(row['question'])}\nAnswer:", choices, label)
+
+
+def _boolq(row: dict[str, Any]) -> Item:
+    if not isinstance(row["answer"], bool):
+        raise TypeError("its answer is neither true nor false")
+    context = f"{_text(row['passage'])}\nQuestion: {_text(row['question'])}?\nAnswer:"
+    return Item(context, ("no", "yes"), int(row["answer"]))
+
+
+def _labelled(row: dict[str, Any]) -> Labelled:
+    if not isinstance(row["label"], str):
+        raise TypeError(f"its label {row['label']!r} is no text; a model has to read it")
+    return Labelled(f"Text: {_text(row['text'])}\nLabel:", row["label"])
+
+
+def _free(row: dict[str, Any]) -> Question:
+    context = f"Question: {_text(row['question'])}\nAnswer:" if "question" in row else _text(row["context"])
+    given = row["answers"] if "answers" in row else [row["answer"]]
+    if not isinstance(given, list) or not given:
+        raise TypeError("its answers are no list of one or more")
+    return Question(context, tuple(map(_text, given)))
+
+
+def _cleaned(text: str) -> str:
+    """HellaSwag's WikiHow marks away: lm-eval's ``preprocess``."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) < 2:  # noqa: PLR2004 - one is no choice
+        raise TypeError("its choices are no list of two or more")
+    return tuple(map(_text, value))
+
+
+def _index(label: Any, choices: tuple[str, ...]) -> int:
+    if isinstance(label, str) and label in choices:
+        return choices.index(label)
+    if isinstance(label, str) and re.fullmatch(r"[A-Z]", label):
+        label = ord(label) - ord("A")
+    if isinstance(label, str) and label.isdigit():
+        label = int(label)
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(choices):
+        raise ValueError(f"its label {label!r} names none of its {len(choices)} choices")
+    return label
+
+
+FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Item | Question | Labelled]] = {
+    ("context", "choices", "label"): _plain,
+    ("ctx", "endings", "label"): _hellaswag,
+    ("question", "choices", "label"): _arc,
+    ("question", "choices", "answerKey"): _arc,
+    ("question", "passage", "answer"): _boolq,
+    ("text", "label"): _labelled,
+    ("context", "answer"): _free,
+    ("context", "answers"): _free,
+    ("question", "answer"): _free,
+    ("question", "answers"): _free,
+}

@@ -1,0 +1,68 @@
+"""Read the items of a task from a ``.jsonl`` file; its spellings are in :mod:`greenllm.bench.tasks.forms`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from greenllm.bench.tasks.forms import FORMS
+from greenllm.bench.tasks.items import Item, Labelled, Question, Task
+from greenllm.errors import GreenError
+
+_LARGEST = 256 << 20
+
+
+def read(path: Path | str, limit: int = 0) -> Task:
+    """Items of a file, all or ``limit`` of them, evenly spread.
+
+    Raises:
+        GreenError: no such file, not UTF-8, empty, too large, or a row that is none (its line is told).
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".jsonl" or not path.is_file():
+        raise GreenError(f"{path} is no .jsonl file of a task.", "One JSON object a line: context, choices, label.")
+    if path.stat().st_size > _LARGEST:
+        raise GreenError(f"{path} is larger than {_LARGEST >> 20} MB.", "Cut it.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise GreenError(f"{path} is not UTF-8 text (byte {e.start}).") from e
+    rows = [_item(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise GreenError(f"{path} has no items in it.", "One JSON object a line: context, choices, label.")
+    items = _of_one_kind(path, rows)
+    count = min(limit or len(items), len(items))
+    return Task(
+        f"{path.absolute().parent.name}/{path.stem}", [items[i * len(items) // count] for i in range(count)], len(items)
+    )
+
+
+def _of_one_kind(path: Path, rows: list[Item | Question | Labelled]) -> list[Item | Question]:
+    labels = tuple(sorted({r.label for r in rows if isinstance(r, Labelled)}))
+    if len(labels) == 1:
+        raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
+    named = [Item(r.context, labels, labels.index(r.label)) if isinstance(r, Labelled) else r for r in rows]
+    if len({type(r) for r in named}) > 1:
+        raise GreenError(f"{path} mixes choices and free answers.", "Write a file for each.")
+    return named
+
+
+def _item(path: Path, n: int, line: str) -> Item | Question | Labelled:
+    where = f"{path}, line {n}"
+    try:
+        row = json.loads(line)
+    except ValueError as e:
+        raise GreenError(f"{where}: not JSON.", "One JSON object a line: context, choices, label.") from e
+    form = next((f for keys, f in FORMS.items() if isinstance(row, dict) and set(keys) <= set(row)), None)
+    if form is None:
+        known = "; ".join(", ".join(keys) for keys in FORMS)
+        raise GreenError(f"{where}: these are no keys of a known kind of item.", f"Known are: {known}.")
+    try:
+        item = form(row)
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise GreenError(f"{where}: {e}.", "See the keys context, choices, label.") from e
+    told = [item.context, *(item.choices if isinstance(item, Item) else
+                            item.answers if isinstance(item, Question) else [item.label])]  # fmt: skip
+    if not all(t.strip() for t in told):
+        raise GreenError(f"{where}: an empty context, choice or answer cannot be scored.")
+    return item
