@@ -15,7 +15,7 @@ from greenllm.bench.models import find_all
 from greenllm.bench.require import decide, parse
 from greenllm.bench.results import METRICS, Results, Row, machine
 from greenllm.bench.session import EFFORTS, Effort, Query, Session
-from greenllm.bench.tasks import read, run
+from greenllm.bench.tasks import read_all, run
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
@@ -58,7 +58,8 @@ def bench(
         names: of the models in the report; by default those of their directories.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
-        tasks: ``.jsonl`` files with right answers, see :mod:`greenllm.bench.tasks.forms`.
+        tasks: ``.jsonl`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those that come
+            with greenllm, see :mod:`greenllm.bench.tasks.suite`.
         lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.
         limit: items of each task, evenly spread (of lm-eval's: the first); 0 for all; by default as the effort says.
         country: of the grid, a three-letter code or a name.
@@ -102,7 +103,7 @@ def bench(
         meters.choose(meter).close()  # refused here, not after minutes
     corpus = texts.read(text)
     limit = settings.items if limit is None else limit
-    asked = [read(t, limit) for t in tasks]
+    asked = read_all(tasks, limit)
     harness = _harness(lm_eval)
     scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
     here = machine()

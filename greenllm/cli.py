@@ -43,7 +43,8 @@ PairsOption = Annotated[
     Path | None, typer.Option(help="encoders: sentence pairs with a score (.csv, .tsv, .jsonl), for rank correlation")
 ]
 TaskOption = Annotated[
-    list[Path] | None, typer.Option("--task", help="multiple choice to answer, a .jsonl file; may be given again")
+    list[Path] | None,
+    typer.Option("--task", help="'suite' (comes along), or a .jsonl file to choose or answer from; may be given again"),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="items of each task; 0: all; default: 200; full: all")]
 RequireOption = Annotated[

@@ -165,13 +165,12 @@ def _check_bench(
     """Refuse before any work what the bench would refuse after it."""
     from greenllm.bench import fidelity, texts
     from greenllm.bench.require import parse
-    from greenllm.bench.tasks import read
+    from greenllm.bench.tasks import read_all
 
     texts.read(text)
     if pairs:
         fidelity.read_pairs(Path(pairs))
-    for task in tasks:
-        read(task)
+    read_all(tasks)
     for requirement in require:
         parse(requirement)
 

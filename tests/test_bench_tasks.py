@@ -12,7 +12,7 @@ from conftest import make_llama
 import greenllm
 from greenllm.bench import Effort, answers, report
 from greenllm.bench.process import Model
-from greenllm.bench.tasks import answer, read
+from greenllm.bench.tasks import answer, read, read_all, suite
 from greenllm.bench.tasks.choice import chosen, requests
 from greenllm.bench.tasks.items import Item, Question
 from greenllm.bench.tasks.paired import against, share
@@ -243,3 +243,48 @@ def test_free_answers_are_those_of_transformers(smollm2, exported_smollm2, runne
         one.call("load", runner, str(smollm2 if runner == "torch" else exported_smollm2), 2)
         assert one.call("answer", ids[0].tolist(), 40, []) == want
         assert one.call("answer", ids[0].tolist(), 40, [want[5:8]]) == want[:5]
+
+
+def test_the_suite_is_balanced_and_the_same_everywhere():
+    tasks = {t.name: t for t in suite.tasks()}
+    assert list(tasks) == [f"suite/{n}" for n in ("grammar", "arithmetic", "copying", "retrieval", "languages")]
+    for name, task in tasks.items():
+        assert 90 <= len(task.items) <= 100
+        assert task.total == len(task.items)
+        assert len({(i.context, i.choices) for i in task.items}) == len(task.items), name
+        assert all(len(set(i.choices)) == len(i.choices) for i in task.items)
+        assert task.chance == (0.5 if name in {"suite/grammar", "suite/languages"} else 0.25)
+        labels = [i.label for i in task.items]
+        assert len(task.items) * 0.75 > max(map(labels.count, set(labels))), "one answer would do for most"
+    assert [t.items for t in suite.tasks()] == [t.items for t in tasks.values()]
+
+
+def test_the_suites_answers_are_right():
+    for item in next(t for t in suite.tasks() if t.name == "suite/arithmetic").items:
+        asked = item.context.splitlines()[-1].removesuffix(" =").split()
+        a, b = int(asked[0]), int(asked[2])
+        assert item.choices[item.label] == str(a + b if asked[1] == "+" else a - b)
+    for item in next(t for t in suite.tasks() if t.name == "suite/retrieval").items:
+        told, asked = item.context.split("\n")
+        assert f"{asked.partition('? ')[2]} {item.choices[item.label]}".rstrip(".") in told
+
+
+def test_tasks_of_the_suite_go_by_name():
+    assert [len(t.items) for t in read_all(["suite"], 7)] == [7] * 5
+    assert [t.name for t in read_all(["suite/copying"])] == ["suite/copying"]
+    with pytest.raises(GreenError, match="no task suite/chess"):
+        read_all(["suite/chess"])
+
+
+def test_a_real_model_knows_more_than_chance(smollm2):
+    from greenllm.bench.tasks.choice import chosen, requests
+
+    tokens = Tokens(smollm2)
+    with Model(2) as model:
+        model.call("load", "torch", str(smollm2), 2)
+        for task in read_all(["suite/grammar", "suite/copying"], 12):
+            right = 0
+            for item in task.items:
+                found = [x for x, _ in model.call("likelihoods", requests(item, tokens))]
+                right += chosen(found, item.choices)[0] == item.label
+            assert right / 12 > task.chance + 0.2, task.name

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from greenllm.bench.session import Session
 from greenllm.bench.tasks import answer, choice
 from greenllm.bench.tasks.items import Item, Task
-from greenllm.bench.tasks.read import read
+from greenllm.bench.tasks.read import read, read_all
 
-__all__ = ["Task", "read", "run"]
+__all__ = ["Task", "read", "read_all", "run"]
 
 
 def run(session: Session, tasks: Sequence[Task]) -> None:

@@ -1,6 +1,6 @@
 """Multiple choice by likelihood: the model's answer is the choice that it finds likeliest after the context.
 
-Each choice is scored whole, one space after the context, tokenized together with it and cut where the context's own
+Each choice is scored whole, a space after the context, tokenized together with it and cut where the context's own
 tokens end, as lm-eval does. "Normalized" is the likelihood over the choice's characters (lm-eval's ``acc_norm``).
 No chat template: the texts are to be continued.
 """
@@ -26,7 +26,7 @@ def requests(item: Item, tokens: Tokens) -> list[Request]:
     begins = tokens.text(context)
     found = []
     for choice in item.choices:
-        whole = tokens.text(f"{context} {choice}")
+        whole = tokens.text(f"{context}{item.gap}{choice}")
         found.append((whole, min(len(begins), len(whole) - 1)))
     return found
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """A context, what may follow it, and the index of what does."""
+    """A context, what may follow it, and the index of what does; ``gap`` is between them."""
 
     context: str
     choices: tuple[str, ...]
     label: int
+    gap: str = " "
 
 
 @dataclass(frozen=True)

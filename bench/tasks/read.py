@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
 from greenllm.bench.tasks.items import Item, Labelled, Question, Task
 from greenllm.errors import GreenError
 
 _LARGEST = 256 << 20
+
+
+def read_all(names: Sequence[Path | str], limit: int = 0) -> list[Task]:
+    """Tasks of files, and of :mod:`greenllm.bench.tasks.suite`: all of "suite", or "suite/arithmetic" alone.
+
+    Raises:
+        GreenError: see :func:`read`; or the suite has no such task.
+    """
+    found: list[Task] = []
+    for name in names:
+        own = [t for t in suite.tasks() if str(name) in (suite.NAME, t.name)]
+        if not own and str(name).startswith(f"{suite.NAME}/") and not Path(name).exists():
+            known = ", ".join(t.name for t in suite.tasks())
+            raise GreenError(f"The suite has no task {name}.", f"It has {known}.")
+        found += [replace(t, items=_spread(t.items, limit)) for t in own] or [read(name, limit)]
+    return found
+
+
+def _spread(items: Sequence[Item | Question], limit: int) -> list[Item | Question]:
+    """``limit`` of them (0: all), evenly spread."""
+    count = min(limit or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def read(path: Path | str, limit: int = 0) -> Task:
@@ -31,10 +56,7 @@ def read(path: Path | str, limit: int = 0) -> Task:
     if not rows:
         raise GreenError(f"{path} has no items in it.", "One JSON object a line: context, choices, label.")
     items = _of_one_kind(path, rows)
-    count = min(limit or len(items), len(items))
-    return Task(
-        f"{path.absolute().parent.name}/{path.stem}", [items[i * len(items) // count] for i in range(count)], len(items)
-    )
+    return Task(f"{path.absolute().parent.name}/{path.stem}", _spread(items, limit), len(items))
 
 
 def _of_one_kind(path: Path, rows: list[Item | Question | Labelled]) -> list[Item | Question]:
