@@ -10,6 +10,7 @@ from typing import Literal
 from greenllm.artifact import Artifact, versions
 from greenllm.bench import compare, fidelity, payback, phases, protocol, texts
 from greenllm.bench import energy as meters
+from greenllm.bench.chat import template
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
 from greenllm.bench.require import decide, parse
@@ -32,6 +33,7 @@ def bench(
     pairs: str | Path | None = None,
     tasks: Sequence[str | Path] = (),
     lm_eval: Sequence[str] = (),
+    chat: bool = False,
     limit: int | None = None,
     country: str | None = None,
     region: str | None = None,
@@ -61,6 +63,7 @@ def bench(
         tasks: ``.jsonl`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those that come
             with greenllm, see :mod:`greenllm.bench.tasks.suite`.
         lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.
+        chat: ask tasks in each model's chat template; perplexity is of plain text in any case.
         limit: items of each task, evenly spread (of lm-eval's: the first); 0 for all; by default as the effort says.
         country: of the grid, a three-letter code or a name.
         region: state, province or bidding zone, where the grid data know it.
@@ -113,6 +116,8 @@ def bench(
         encoders = any(c.info.task == "feature-extraction" for c in session.live)
         if encoders and (asked or harness):
             raise GreenError("Tasks ask text generators; these are encoders.", "Leave out --task.")
+        if chat:
+            _check_chat(session)
         query = Query(prompt_tokens, 0 if encoders else answer_tokens)
         phases.cut(session, corpus, window, settings.windows, query)
         stopped = phases.speed(session, query, settings)
@@ -121,9 +126,9 @@ def bench(
             phases.embed(session, texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
         else:
             phases.score(session)
-            run(session, asked)
+            run(session, asked, chat=chat)
             if harness:
-                harness(session, limit)
+                harness(session, limit, chat)
         compare.ratios(session)
         results = Results(
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
@@ -137,6 +142,7 @@ def bench(
                 "batch": 1,
                 **protocol.query_settings(query),
                 **protocol.text_settings(session, corpus, window),
+                "chat": chat,
                 **stopped,
                 **spent,
             },
@@ -151,7 +157,14 @@ def bench(
     return results
 
 
-def _harness(names: Sequence[str]) -> Callable[[Session, int], None] | None:
+def _check_chat(session: Session) -> None:
+    """Refuse before anything is measured what has no chat template."""
+    for who in session.live:
+        if template(who.info.directory) is None:
+            raise GreenError(f"{who.row.name} has no chat template.", "Leave out --chat.")
+
+
+def _harness(names: Sequence[str]) -> Callable[[Session, int, bool], None] | None:
     """What evaluates tasks of lm-eval, which are looked up now; None where there are none.
 
     Raises:
@@ -164,7 +177,7 @@ def _harness(names: Sequence[str]) -> Callable[[Session, int], None] | None:
     except ImportError as e:
         raise GreenError(f"lm-eval is not installed ({e}).", 'Install it: pip install "greenllm[eval]".') from e
     found = lmeval.read(names)
-    return lambda session, limit: lmeval.run(session, found, limit)
+    return lambda session, limit, chat: lmeval.run(session, found, limit, chat=chat)
 
 
 def _energy(

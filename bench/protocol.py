@@ -44,7 +44,7 @@ def methods(results: Results) -> dict[str, str]:
     if results.has("kl") or results.has("cosine"):
         found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
     if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
-        found["Tasks"] = _tasks(tasks)
+        found["Tasks"] = _tasks(tasks, chat=bool(s.get("chat")))
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
@@ -72,19 +72,20 @@ def _perplexity(s: dict[str, Any]) -> str:
     )
 
 
-def _tasks(tasks: dict[str, TaskResult]) -> str:
+def _tasks(tasks: dict[str, TaskResult], *, chat: bool) -> str:
     harness = {name for name in tasks if name.startswith("lm-eval/")}
     kinds = {kind for name, t in tasks.items() if name not in harness for kind in t.scores}
-    said = ["No examples and no chat template."] if kinds else []
+    said = ["Prompts are in each model's chat template." if chat else "No chat template."]
     if "acc" in kinds:
         said.append(
-            "Choices, with lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice that is likeliest "
-            "after the context; normalized, likeliest for its number of characters. Interval: Wilson's."
+            "Choices, without examples, with lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice "
+            "that is likeliest after the context; normalized, likeliest for its number of characters. Interval: "
+            "Wilson's."
         )
     if "exact_match" in kinds:
         said.append(
-            "Free answers: 32 tokens or a line at most, greedy; right if one of the given answers, but for case, "
-            "punctuation and articles. Interval: Wilson's."
+            "Free answers, without examples: 32 tokens or a line at most, greedy; right if one of the given answers, "
+            "but for case, punctuation and articles. Interval: Wilson's."
         )
     if harness:
         said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")

@@ -105,27 +105,27 @@ class Tokens:
             raise GreenError(f"{file} is damaged: {e}.") from e
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._directory = directory
+        self.directory = directory
 
     @cached_property
     def ends(self) -> set[int]:
         """Tokens that end an answer, as the model's files name them."""
-        told = [_json(self._directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
-        told += [_json(self._directory / "genai_config.json").get("model", {}).get("eos_token_id"), self.special("eos")]
+        told = [_json(self.directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
+        told += [_json(self.directory / "genai_config.json").get("model", {}).get("eos_token_id"), self.special("eos")]
         flat = [t for x in told for t in (x if isinstance(x, list) else [x])]
         return {t for t in flat if isinstance(t, int)}
 
     @cached_property
     def context(self) -> int:
         """Tokens that the model reads at once, as its files say; 2048 where they do not."""
-        config = _json(self._directory / "config.json")
-        told = [_json(self._directory / "genai_config.json").get("model", {}).get("context_length")]
+        config = _json(self.directory / "config.json")
+        told = [_json(self.directory / "genai_config.json").get("model", {}).get("context_length")]
         told += [config.get(k) for k in ("max_position_embeddings", "n_positions")]
         return next((t for t in told if isinstance(t, int) and t > 1), 2048)
 
     def special(self, role: Literal["bos", "eos"]) -> int | None:
         """The token that the tokenizer's configuration gives a role."""
-        token = _json(self._directory / "tokenizer_config.json").get(f"{role}_token")
+        token = _json(self.directory / "tokenizer_config.json").get(f"{role}_token")
         token = token.get("content") if isinstance(token, dict) else token
         return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
 

@@ -148,6 +148,7 @@ def bench(
     lm_eval: Annotated[
         list[str] | None, typer.Option(help="a task of lm-eval, by name or .yaml file; may be repeated")
     ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="ask tasks in each model's chat template")] = False,
     limit: LimitOption = None,
     effort: EffortOption = "quick",
     require: RequireOption = None,
@@ -167,6 +168,7 @@ def bench(
             pairs=pairs,
             tasks=task or [],
             lm_eval=lm_eval or [],
+            chat=chat,
             limit=limit,
             country=country,
             region=region,

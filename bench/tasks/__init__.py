@@ -12,11 +12,14 @@ from greenllm.bench.tasks.read import read, read_all
 __all__ = ["Task", "read", "read_all", "run"]
 
 
-def run(session: Session, tasks: Sequence[Task]) -> None:
-    """Ask every living model every item; fill in ``Row.tasks``, compared with the baseline's item by item."""
+def run(session: Session, tasks: Sequence[Task], *, chat: bool = False) -> None:
+    """Ask every living model every item; fill in ``Row.tasks``, compared with the baseline's item by item.
+
+    With ``chat`` it is asked in its chat template.
+    """
     for task in tasks:
         ask = choice.ask if isinstance(task.items[0], Item) else answer.ask
         session.progress.stage(f"task {task.name}", len(task.items) * len(session.live))
         for who in list(session.live):
             with session.watching(who, f"task {task.name}"):
-                ask(session, who, task)
+                ask(session, who, task, chat=chat)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import string
 
+from greenllm.bench.chat import ask as ask_chat
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.items import Question, Task
@@ -25,13 +26,15 @@ def normal(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def ask(session: Session, who: Contender, task: Task) -> None:
+def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
     """Have one model answer all items; fill in ``Row.tasks``."""
     tokens = Tokens(who.info.directory)
     right: list[int] = []
     for item in task.items:
         if isinstance(item, Question):
-            said = who.model.call("answer", tokens.text(item.context.rstrip()), _MOST, ["\n"])
+            context = item.context.rstrip()
+            prompt = tokens.plain(ask_chat(tokens.directory, context)) if chat else tokens.text(context)
+            said = who.model.call("answer", prompt, _MOST, ["\n"])
             right.append(int(normal(said) in {normal(a) for a in item.answers}))
         session.progress.advance()
     base = session.rows[0].tasks.get(task.name)

@@ -2,7 +2,7 @@
 
 Each choice is scored whole, a space after the context, tokenized together with it and cut where the context's own
 tokens end, as lm-eval does. "Normalized" is the likelihood over the choice's characters (lm-eval's ``acc_norm``).
-No chat template: the texts are to be continued.
+Without a chat the texts are to be continued as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from greenllm.bench.chat import ask as ask_chat
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.items import Item, Task
@@ -20,13 +21,16 @@ from greenllm.bench.texts import Tokens
 Request = tuple[list[int], int]  # tokens, and where those that are scored begin
 
 
-def requests(item: Item, tokens: Tokens) -> list[Request]:
-    """What is to be scored, one a choice."""
-    context = item.context.rstrip()
-    begins = tokens.text(context)
+def requests(item: Item, tokens: Tokens, *, chat: bool = False) -> list[Request]:
+    """What is to be scored, one a choice; in a chat the context is the user's, and a choice begins the answer."""
+    context, gap = item.context.rstrip(), item.gap
+    encode = tokens.text
+    if chat:
+        context, gap, encode = ask_chat(tokens.directory, context), "", tokens.plain
+    begins = encode(context)
     found = []
     for choice in item.choices:
-        whole = tokens.text(f"{context}{item.gap}{choice}")
+        whole = encode(f"{context}{gap}{choice}")
         found.append((whole, min(len(begins), len(whole) - 1)))
     return found
 
@@ -37,14 +41,14 @@ def chosen(likelihoods: Sequence[float], choices: Sequence[str]) -> tuple[int, i
     return int(whole.argmax()), int((whole / [len(c) for c in choices]).argmax())
 
 
-def ask(session: Session, who: Contender, task: Task) -> None:
+def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
     """Ask one model all items; fill in ``Row.tasks``, compared with the baseline's item by item."""
     tokens = Tokens(who.info.directory)
     plain: list[int] = []
     normalized: list[int] = []
     for item in task.items:
         if isinstance(item, Item):
-            found = who.model.call("likelihoods", requests(item, tokens))
+            found = who.model.call("likelihoods", requests(item, tokens, chat=chat))
             likeliest, for_length = chosen([total for total, _ in found], item.choices)
             plain.append(int(likeliest == item.label))
             normalized.append(int(for_length == item.label))

@@ -23,6 +23,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from greenllm.bench.chat import render
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.process import Failed
 from greenllm.bench.results import Score, TaskResult
@@ -61,6 +62,16 @@ class Served(TemplateLM):
         """The token before a text that has no context."""
         found = self._tokens.special("bos")
         return self.eot_token_id if found is None else found
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm-eval's cache of chats."""
+        return str(self._tokens.directory).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:  # noqa: FBT001, FBT002 - theirs
+        """Messages in the model's chat template; see lm-eval."""
+        del add_generation_prompt  # the last message says it: the assistant's is gone on with
+        return render(self._tokens.directory, chat_history)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # noqa: FBT001 - theirs
         """See lm-eval; a text that begins with the tokenizer's first token gets no second one."""
@@ -148,30 +159,33 @@ def _own(file: Path) -> dict[str, Any]:
     return config
 
 
-def run(session: Session, tasks: Sequence[str | dict[str, Any]], limit: int) -> None:
+def run(session: Session, tasks: Sequence[str | dict[str, Any]], limit: int, *, chat: bool = False) -> None:
     """Evaluate every living model; fill in ``Row.tasks``, compared with the baseline's item by item.
 
     Args:
         session: the models.
         tasks: see :func:`read`.
         limit: items of each task, its first ones; 0 for all.
+        chat: ask in the models' chat templates.
 
     Raises:
         GreenError: lm-eval cannot do a task, for instance because its data are on a hub that cannot be reached.
     """
     for who in list(session.live):
         with session.watching(who, "lm-eval"):
-            found = _evaluate(Served(who, session.progress), tasks, limit)
+            found = _evaluate(Served(who, session.progress), tasks, limit, chat=chat)
             for name, values in found["results"].items():
                 if name in found["samples"]:
                     base = session.rows[0].tasks.get(f"lm-eval/{name}")
                     who.row.tasks[f"lm-eval/{name}"] = _result(found, name, values, base)
 
 
-def _evaluate(model: Served, tasks: Sequence[str | dict[str, Any]], limit: int) -> dict[str, Any]:
+def _evaluate(model: Served, tasks: Sequence[str | dict[str, Any]], limit: int, *, chat: bool) -> dict[str, Any]:
     try:
         with _quiet():
-            found = simple_evaluate(model=model, tasks=list(tasks), limit=limit or None, log_samples=True)
+            found = simple_evaluate(
+                model=model, tasks=list(tasks), limit=limit or None, log_samples=True, apply_chat_template=chat
+            )
     except (GreenError, Failed):
         raise
     except Exception as e:

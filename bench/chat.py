@@ -1,0 +1,73 @@
+"""A model's chat template: Jinja from its own files, rendered as transformers does, in a sandbox."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from greenllm.errors import GreenError
+
+_FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
+
+
+def template(directory: Path) -> str | None:
+    """The template's text, or None; of several in one file the one called "default"."""
+    if (directory / _FILE).is_file():
+        return (directory / _FILE).read_text(encoding="utf-8")
+    found = _config(directory).get("chat_template")
+    if isinstance(found, list):
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def render(directory: Path, messages: Sequence[dict[str, str]]) -> str:
+    """Messages (``role``, ``content``) as the model was taught to read them, up to where its answer begins.
+
+    A last message of the assistant is the beginning of that answer.
+
+    Raises:
+        GreenError: there is no template, or it fails.
+    """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    text = template(directory)
+    if text is None:
+        raise GreenError(f"{directory} has no chat template.", "Leave out --chat.")
+    begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    asked = [*messages][: len(messages) - bool(begun)]
+    world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    world.filters["tojson"] = lambda x, **how: json.dumps(x, ensure_ascii=False, **how)
+    world.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: dt.datetime.now().strftime(form)}  # noqa: DTZ005 - as transformers
+    try:
+        said = world.from_string(text).render(messages=asked, add_generation_prompt=True, **_specials(directory))
+    except Exception as e:  # whatever someone else's template does
+        raise GreenError(f"The chat template of {directory} fails: {e}.", "Leave out --chat.") from e
+    return said + begun
+
+
+def ask(directory: Path, prompt: str) -> str:
+    """A question of the user."""
+    return render(directory, [{"role": "user", "content": prompt}])
+
+
+def _refuse(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _specials(directory: Path) -> dict[str, str]:
+    """``bos_token`` and its like, which templates may write."""
+    found = {k: v.get("content") if isinstance(v, dict) else v for k, v in _config(directory).items()}
+    return {k: v for k, v in found.items() if k.endswith("_token") and isinstance(v, str)}
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
