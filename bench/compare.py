@@ -14,7 +14,7 @@ _BY_ROUND = (
     *(f"{x}_p{p}" for x in ("token", "text") for p in (50, 95, 99)),
 )
 _BY_WINDOW = ("perplexity", "bits_per_byte")
-_NO_RATIO = ("kl", "top1", "cosine", "neighbour", "spearman")
+_NO_RATIO = ("bandwidth", "kl", "top1", "cosine", "neighbour", "spearman")
 
 
 def ratios(session: Session) -> None:

@@ -9,11 +9,13 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from greenllm.bench.measurement import Measurement, log_mean
-from greenllm.bench.runners import Runner
+from greenllm.bench.runners import Decoder, Info, Runner
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,34 @@ def repeat(runner: Runner, prompt: list[int], answer: int, seconds: float) -> li
     return found
 
 
+def overhead(steps: int = 20_000) -> float:
+    """Seconds a token that the bench itself takes: the queries of a model that answers at once."""
+    query = ask(_Instant(), [0], steps)
+    return query.seconds / steps
+
+
+class _Instant(Decoder):
+    """A model that takes no time."""
+
+    info = Info("text-generation", Path())
+
+    def prefill(self, tokens: list[int], answer: int) -> int:
+        """At once."""
+        del tokens, answer
+        return 0
+
+    def step(self, token: int) -> int:
+        """At once."""
+        return token
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Nobody asks."""
+        return np.zeros((len(tokens), 1), np.float32)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
 @dataclass
 class Rounds:
     """All queries of one model; a round is what it did in one turn."""
@@ -86,6 +116,12 @@ class Rounds:
             if all(len(t) * (100 - p) >= 100 for t in times):  # noqa: PLR2004 - one in a hundred is beyond p99
                 found[f"{name}_p{p}"] = [float(np.percentile(t, p)) for t in times]
         return found
+
+    def quantiles(self) -> dict[str, list[float]]:
+        """Milliseconds of a token (or text) at 0, 1, … 100 %, of all rounds together."""
+        name, times = self._times()
+        pooled = [t for each in times for t in each]
+        return {f"{name}_quantiles": np.percentile(pooled, range(101)).tolist()} if pooled else {}
 
     def measurements(self) -> dict[str, Measurement]:
         """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""

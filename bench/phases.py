@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from greenllm.bench import disturbance, fidelity, latency, perplexity, texts
 from greenllm.bench import energy as meters
+from greenllm.bench.bandwidth import read_bandwidth
 from greenllm.bench.measurement import Measurement, bootstrap
 from greenllm.bench.session import Contender, Effort, Query, Session
 
@@ -34,13 +35,14 @@ def cut(session: Session, text: texts.Text, window: int, count: int, query: Quer
         who.rounds = latency.Rounds(len(who.prompt))
 
 
-def speed(session: Session, query: Query, effort: Effort) -> dict[str, str]:
+def speed(session: Session, query: Query, effort: Effort) -> dict[str, str | float]:
     """Rounds in turns until intervals are narrow or time is up; returns which, and what was dropped. Then memory.
 
     A round in which the machine slept or was throttled counts for no model. Where hardly any other comes, in twice the
     time, the disturbed ones are kept, and that is told.
     """
     session.progress.stage("speed", effort.seconds)
+    read = read_bandwidth(session.threads)
     for who in list(session.live):
         with session.watching(who, "warm-up"):
             who.model.call("queries", who.prompt, min(query.answer, _WARM_UP), 0.0)
@@ -58,10 +60,21 @@ def speed(session: Session, query: Query, effort: Effort) -> dict[str, str]:
         why = latency.enough([c.rounds for c in session.live], effort.rounds, effort.width, left)
     for who in list(session.live):
         who.row.measurements |= who.rounds.measurements()
-        who.row.samples |= who.rounds.samples()
+        who.row.samples |= who.rounds.samples() | who.rounds.quantiles()
+        _bandwidth(who, read)
         with session.watching(who, "memory"):
             _memory(who)
-    return {"rounds": why} | ({"disturbed": disturbed.words} if disturbed.words else {})
+    said = {"rounds": why} | ({"disturbed": disturbed.words} if disturbed.words else {})
+    return said | {"read_gb_s": round(read / 1e9, 2), "harness_us": round(latency.overhead() * 1e6, 3)}
+
+
+def _bandwidth(who: Contender, read: float) -> None:
+    """Weights that decoding reads a second, beside what the machine can read."""
+    decode = who.row.measurements.get("decode")
+    if decode and who.weights:
+        found = decode.scaled(who.weights / 1e9, "GB/s", "computed: bytes of its weights, times tokens a second")
+        note = f"{found.value / (read / 1e9):.0%} of the {read / 1e9:.1f} GB/s that this machine reads"
+        who.row.measurements["bandwidth"] = found.model_copy(update={"note": note})
 
 
 def _turn(session: Session, query: Query, effort: Effort, order: int) -> list[tuple[Contender, list[latency.Query]]]:

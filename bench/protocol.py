@@ -49,7 +49,7 @@ def methods(results: Results) -> dict[str, str]:
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
         "intervals; ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
-        "where rounds are too short for it, it is of all of them together and has no interval."
+        "where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
     )
     if "meter" in s:
         found["Energy"] = _energy(s)
@@ -59,6 +59,17 @@ def methods(results: Results) -> dict[str, str]:
         found["Payback"] = _payback()
     found["Verdict"] = "Better or worse is said only where the 95 % interval of the ratio leaves out 1; else undecided."
     return found
+
+
+def _limits(s: dict[str, Any]) -> str:
+    """What the harness takes, and what the machine can give; of a report from before these were measured nothing."""
+    if "harness_us" not in s:
+        return ""
+    return (
+        f" The bench itself takes {s['harness_us']:.2f} µs a token (a model that answers at once), which is in them. "
+        f"This machine reads {s['read_gb_s']:.1f} GB/s with {s['threads']} threads (best of 5 passes over an array far "
+        "larger than its caches): what bounds decoding, because each token reads every weight."
+    )
 
 
 def _perplexity(s: dict[str, Any]) -> str:

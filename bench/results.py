@@ -38,6 +38,7 @@ METRICS: dict[str, Metric] = {
     "token_p50": Metric("Per token, p50", "Speed", "lower"),
     "token_p95": Metric("Per token, p95", "Speed", "lower"),
     "token_p99": Metric("Per token, p99", "Speed", "lower"),
+    "bandwidth": Metric("Weights read while decoding", "Speed", "higher"),
     "encode": Metric("Encode", "Speed", "higher"),
     "text_p50": Metric("Per text, p50", "Speed", "lower"),
     "text_p95": Metric("Per text, p95", "Speed", "lower"),
@@ -158,7 +159,7 @@ class Requirement(_Strict):
 
 
 class Row(_Strict):
-    """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline."""
+    """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline; ``sizes`` are MB by kind."""
 
     name: str
     path: str
@@ -169,6 +170,7 @@ class Row(_Strict):
     measurements: dict[str, Measurement] = Field(default_factory=dict)
     ratios: dict[str, Measurement] = Field(default_factory=dict)
     samples: dict[str, list[float]] = Field(default_factory=dict)
+    sizes: dict[str, float] = Field(default_factory=dict)
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
     payback: dict[str, Payback] = Field(default_factory=dict)
     provenance: Provenance = Field(default_factory=Provenance)

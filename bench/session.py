@@ -15,6 +15,7 @@ from greenllm.bench.models import Target, sizes
 from greenllm.bench.process import Failed, Model, blame
 from greenllm.bench.results import Row
 from greenllm.bench.runners import Info
+from greenllm.bench.tensors import bytes_by_kind
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
 
@@ -69,6 +70,7 @@ class Contender:
     row: Row
     model: Model
     info: Info = field(default_factory=lambda: Info("", Path()))
+    weights: int = 0  # bytes that a token reads
     windows: texts.Windows | None = None
     prompt: list[int] = field(default_factory=list)
     rounds: latency.Rounds = field(default_factory=lambda: latency.Rounds(0))
@@ -147,6 +149,9 @@ class Session:
         who.row.measurements["load"] = Measurement(value=took, unit="s", n=1, method="measured:clock", note=note)
         total, weights = sizes(who.info.directory, who.target)
         who.row.measurements["disk"] = counted(total / 1e6, "MB", "all files that the model needs to run")
+        kinds = bytes_by_kind(who.info.directory, who.target.runner, Path(who.target.path))
+        who.row.sizes = {k: n / 1e6 for k, n in kinds.items()}
+        who.weights = who.info.weights or weights
         base = self.live[0]
         if base.info.parameters and base.row is self.rows[0]:
             bits = weights * 8 / base.info.parameters

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
-from greenllm.bench.report import cuts, figures, tasks
+from greenllm.bench.report import curves, cuts, figures, sizes, tasks
 from greenllm.bench.report.lines import to_csv
 from greenllm.bench.report.words import EMPTY, MARKS, change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
@@ -59,12 +59,13 @@ def render(results: Results, template: str) -> str:
     )
     environment.filters["md"] = escape
     others = [row for row in results.rows if row.name != results.baseline]
+    drawn = [draw(results) for draw in (figures.ratios, figures.trade, curves.latencies, sizes.by_kind)]
     return environment.get_template(template).render(
         results=results,
         rows=results.rows,
         groups=_groups(results),
         cards=[(row, _cards(results, row)) for row in others],
-        pictures=[p for p in (figures.ratios(results), figures.trade(results)) if p] + cuts.pictures(results),
+        pictures=[p for p in drawn if p] + cuts.pictures(results),
         metrics=METRICS,
         others=others,
     )

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from typing import Any
 
-from greenllm.bench.report.figures import WIDTH, Mark, Picture
+from greenllm.bench.report.geometry import WIDTH, Mark, Picture
 from greenllm.bench.report.words import number
 from greenllm.bench.results import Results
 

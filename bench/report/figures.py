@@ -1,63 +1,18 @@
-"""Pictures as plain geometry; the template draws them as SVG, so that they follow the reader's theme."""
+"""Pictures of how much each model gains, and of what its quality costs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from greenllm.bench.measurement import Interval, Measurement
+from greenllm.bench.measurement import Measurement
+from greenllm.bench.report.geometry import LEFT, RIGHT, WIDTH, Axis, Line, Mark, Picture, Tick
 from greenllm.bench.report.words import number, times
 from greenllm.bench.results import METRICS, Results
 
-WIDTH = 480.0
-_LEFT, _RIGHT = 132.0, 26.0
 _RATIOS = ("perplexity", "bits_per_byte", "prefill", "decode", "encode", "disk", "memory", "energy_gross", "energy_net")
 _X = ("carbon_gross", "energy_gross", "token_p50", "text_p50")
 _Y = ("perplexity", "spearman", "cosine")
 _NAME = 24
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A point with its error bars (x0, x1, y0, y1 in picture units; equal to x or y where unknown)."""
-
-    series: int
-    x: float
-    y: float
-    x0: float
-    x1: float
-    y0: float
-    y1: float
-    label: str
-    title: str
-    anchor: str = "start"
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A line of the grid and its label."""
-
-    at: float
-    label: str
-    strong: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """All that is drawn; ``kind`` chooses the template's macro."""
-
-    kind: str
-    title: str
-    caption: str
-    height: float
-    marks: list[Mark]
-    xticks: list[Tick]
-    yticks: list[Tick]
-    xlabel: str = ""
-    ylabel: str = ""
-    width: float = WIDTH
-    left: float = _LEFT
-    right: float = _RIGHT
 
 
 def ratios(results: Results) -> Picture | None:
@@ -73,7 +28,7 @@ def ratios(results: Results) -> Picture | None:
     hi = max(0.5, *(math.log2(s[2]) for s in spans)) + 0.9
 
     def x(gain: float) -> float:
-        return _LEFT + (math.log2(gain) - lo) / (hi - lo) * (WIDTH - _LEFT - _RIGHT)
+        return LEFT + (math.log2(gain) - lo) / (hi - lo) * (WIDTH - LEFT - RIGHT)
 
     marks, yticks, y = [], [], 34.0
     for m in names:
@@ -120,7 +75,7 @@ def trade(results: Results) -> Picture | None:
         return None
     rows = [(i, r) for i, r in enumerate(results.rows) if xm in r and ym in r]
     left, top, bottom, height = 58.0, 20.0, 320.0, 372.0
-    xs, ys = _Axis([r[xm] for _, r in rows], left, WIDTH - _RIGHT), _Axis([r[ym] for _, r in rows], bottom, top)
+    xs, ys = Axis([r[xm] for _, r in rows], left, WIDTH - RIGHT), Axis([r[ym] for _, r in rows], bottom, top)
     marks: list[Mark] = []
     for i, row in rows:
         a, b = row[xm], row[ym]
@@ -131,6 +86,9 @@ def trade(results: Results) -> Picture | None:
         crowded = any(abs(m.x - xs(a.value)) < 170 and abs(m.y - ys(b.value)) < 16 for m in marks)  # noqa: PLR2004 - a label's size
         label = "" if crowded else _cut(row.name)  # the legend names it all the same
         marks.append(Mark(i, xs(a.value), ys(b.value), x0, x1, y0, y1, label, title, anchor))
+    front = _front([(r[xm].value, r[ym].value) for _, r in rows], up=METRICS[ym].better == "higher")
+    corners = [f"{xs(a):.1f},{ys(b):.1f}" for a, b in front]
+    lines = (Line(-1, " ".join(corners), "Pareto front"),) if len(front) > 1 else ()
     unit, mark = rows[0][1][xm].unit, " (estimated)" if rows[0][1][xm].estimated else ""
     ylabel = f"{METRICS[ym].label} ({METRICS[ym].better} is better)"
     return Picture(
@@ -138,40 +96,19 @@ def trade(results: Results) -> Picture | None:
         f"{METRICS[ym].label} and {METRICS[xm].label[0].lower()}{METRICS[xm].label[1:]}{mark}, with 95 % intervals "
         "where there are any; both axes logarithmic. All models are scored on the same text, so bars of quality may "
         "overlap where the paired ratio is certain. The best place is "
-        f"{'bottom' if METRICS[ym].better == 'lower' else 'top'} left.",
-        height, marks, xs.ticks(), ys.ticks(), f"{METRICS[xm].label}, {unit}{mark}", ylabel, left=left,
+        f"{'bottom' if METRICS[ym].better == 'lower' else 'top'} left."
+        + (" The dotted line joins those that none beats in both: the Pareto front." if lines else ""),
+        height, marks, xs.ticks(), ys.ticks(), f"{METRICS[xm].label}, {unit}{mark}", ylabel, left=left, lines=lines,
     )  # fmt: skip
 
 
-class _Axis:
-    """A logarithmic axis from ``begin`` to ``end`` that holds all figures and their intervals."""
-
-    def __init__(self, figures: list[Measurement], begin: float, end: float) -> None:
-        ends = [v for m in figures for v in (m.value, *(m.ci95 or ())) if v > 0]
-        lo, hi = math.log(min(ends)), math.log(max(ends))
-        margin = max(0.12 * (hi - lo), 0.02)
-        self._lo, self._hi, self._begin, self._end = lo - margin, hi + margin, begin, end
-
-    def __call__(self, value: float) -> float:
-        at = (math.log(max(value, 1e-300)) - self._lo) / (self._hi - self._lo)
-        return self._begin + min(max(at, 0.0), 1.0) * (self._end - self._begin)
-
-    def span(self, m: Measurement) -> Interval:
-        lo, hi = m.ci95 or (m.value, m.value)
-        return self(lo), self(hi)
-
-    def ticks(self) -> list[Tick]:
-        """Three to seven round numbers."""
-        lo, hi = math.exp(self._lo), math.exp(self._hi)
-        decades = range(math.floor(math.log10(lo)), math.ceil(math.log10(hi)) + 1)
-        for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-            found = [d * 10.0**p for p in decades for d in digits if lo <= d * 10.0**p <= hi]
-            if len(found) >= 3:  # noqa: PLR2004 - see the docstring
-                return [Tick(self(v), f"{v:g}") for v in found]
-        step = 10.0 ** math.floor(math.log10((hi - lo) / 2))
-        step *= max(1, round((hi - lo) / step / 4))
-        found = [k * step for k in range(math.ceil(lo / step), math.floor(hi / step) + 1)]
-        return [Tick(self(v), f"{v:g}" if step > 1e-3 else f"{v:.6g}") for v in found]  # noqa: PLR2004 - digits
+def _front(points: list[tuple[float, float]], *, up: bool) -> list[tuple[float, float]]:
+    """Points of (cost, quality) that no other beats in both, by cost; ``up`` where more quality is better."""
+    found: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda p: (p[0], -p[1] if up else p[1])):
+        if not found or (quality > found[-1][1] if up else quality < found[-1][1]):
+            found.append((cost, quality))
+    return found
 
 
 def _gain(ratio: Measurement, metric: str) -> tuple[float, float, float]:

@@ -28,6 +28,7 @@ class Info:
         vocabulary: size of the logits' last dimension; 0 for an encoder.
         parameters: number of weights, where the engine can count them.
         notes: what a reader of the report must know of this run.
+        weights: bytes that a decoded token reads, where they are others than those of its files.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Info:
     vocabulary: int = 0
     parameters: int | None = None
     notes: list[str] = field(default_factory=list)
+    weights: int = 0
 
 
 class Runner(Protocol):

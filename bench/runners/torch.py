@@ -30,7 +30,14 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
         notes.append("packed weights were dequantized to run in torch: their size is real, their speed is fp32's")
     vocabulary = int(model.config.vocab_size) if checkpoint.task == "text-generation" else 0
     parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
-    return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes)
+    return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes, _read_by_a_token(model))
+
+
+def _read_by_a_token(model: Any) -> int:
+    """Bytes of all weights but an embedding that is no head too: of that a token reads a row."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    alone = embedding is not None and (head is None or head.weight is not embedding.weight)
+    return sum(p.nbytes for p in model.parameters()) - (embedding.weight.nbytes if alone else 0)
 
 
 class TorchDecoder(Decoder):

@@ -1,0 +1,73 @@
+"""Where the bytes of a model are: in its embedding, attention, MLP, head, or elsewhere, by the names of its tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+KINDS = ("embedding", "attention", "MLP", "head", "other")
+_PATTERNS = {  # the first that fits; a norm beside an attention is no attention
+    "other": r"norm|ln_\d|ln_f|rotary|_cache\b",
+    "head": r"lm_head|^output\.|score\.|classifier",
+    "embedding": r"embe?d|wte|wpe|token_types",
+    "attention": r"attn|attention|self_att|q_proj|k_proj|v_proj|o_proj|qkv",
+    "MLP": r"mlp|ffn|feed_forward|intermediate|\bfc\d|experts|output\.dense",
+}
+_HEADER = 100 << 20  # bytes of a safetensors header at most: the format's own limit
+
+
+def kind(name: str) -> str:
+    """Which of :data:`KINDS` a tensor is, by the names that transformers, the exporters and llama.cpp use."""
+    return next((k for k, pattern in _PATTERNS.items() if re.search(pattern, name)), "other")
+
+
+def bytes_by_kind(directory: Path, runner: str, file: Path) -> dict[str, int]:
+    """Bytes of the weights of each kind; empty where a format cannot be looked into with what is installed.
+
+    Args:
+        directory: of the model.
+        runner: which engine it is for.
+        file: the model itself, where it is a file (GGUF).
+    """
+    readers = {"torch": _safetensors, "genai": _onnx, "onnxruntime": _onnx}
+    try:
+        tensors = _gguf(file) if runner == "llamacpp" else readers[runner](directory)
+        found = dict.fromkeys(KINDS, 0)
+        for name, size in tensors:
+            found[kind(name)] += size
+    except Exception:  # noqa: BLE001 - a picture is no reason to stop, whatever a foreign file holds
+        return {}
+    return found
+
+
+def _safetensors(directory: Path) -> Iterator[tuple[str, int]]:
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            if length > _HEADER:
+                raise ValueError("no header of a safetensors file")
+            header = json.loads(f.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                yield name, int(end) - int(begin)
+
+
+def _onnx(directory: Path) -> Iterator[tuple[str, int]]:
+    import onnx
+
+    for file in sorted(directory.glob("*.onnx")):
+        for tensor in onnx.load(str(file), load_external_data=False).graph.initializer:
+            small = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
+            bits = small.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            yield tensor.name, math.ceil(math.prod(tensor.dims) * bits / 8)
+
+
+def _gguf(file: Path) -> Iterator[tuple[str, int]]:
+    from gguf import GGUFReader
+
+    for tensor in GGUFReader(str(file)).tensors:
+        yield tensor.name, int(tensor.n_bytes)
