@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from greenllm.artifact import Artifact, versions
-from greenllm.bench import compare, fidelity, payback, phases, protocol, texts
 from greenllm.bench import energy as meters
-from greenllm.bench.chat import template
+from greenllm.bench import fidelity, payback, protocol, texts
+from greenllm.bench.measure import Asked, Spent, harness, measure
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
 from greenllm.bench.require import decide, parse
 from greenllm.bench.results import METRICS, Results, Row, machine
 from greenllm.bench.session import EFFORTS, Effort, Query, Session
-from greenllm.bench.tasks import read_all, run
+from greenllm.bench.tasks import read_all
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
@@ -34,6 +34,7 @@ def bench(
     tasks: Sequence[str | Path] = (),
     lm_eval: Sequence[str] = (),
     chat: bool = False,
+    bisect: bool = False,
     limit: int | None = None,
     country: str | None = None,
     region: str | None = None,
@@ -64,6 +65,7 @@ def bench(
             with greenllm, see :mod:`greenllm.bench.tasks.suite`.
         lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.
         chat: ask tasks in each model's chat template; perplexity is of plain text in any case.
+        bisect: look for the first block in which each graph departs from the baseline, a checkpoint.
         limit: items of each task, evenly spread (of lm-eval's: the first); 0 for all; by default as the effort says.
         country: of the grid, a three-letter code or a name.
         region: state, province or bidding zone, where the grid data know it.
@@ -90,9 +92,9 @@ def bench(
     Raises:
         GreenError: a model, text, pair file, country or number that cannot be, before anything is measured.
     """
-    settings = EFFORTS[effort] if isinstance(effort, str) and effort in EFFORTS else effort
-    if isinstance(settings, str):
-        raise GreenError(f"No effort is called {settings!r}.", f"There are {', '.join(EFFORTS)}.")
+    tried = EFFORTS[effort] if isinstance(effort, str) and effort in EFFORTS else effort
+    if isinstance(tried, str):
+        raise GreenError(f"No effort is called {tried!r}.", f"There are {', '.join(EFFORTS)}.")
     for name, value, least in (("prompt_tokens", prompt_tokens, 2), ("answer_tokens", answer_tokens, 2),
                                ("window", window, 8), ("threads", threads or 1, 1)):  # fmt: skip
         if value < least:
@@ -104,48 +106,25 @@ def bench(
     targets = find_all(models, baseline, names)
     if energy and isinstance(meter, str):
         meters.choose(meter).close()  # refused here, not after minutes
-    corpus = texts.read(text)
-    limit = settings.items if limit is None else limit
-    asked = read_all(tasks, limit)
-    harness = _harness(lm_eval)
-    scored_pairs = fidelity.read_pairs(Path(pairs)) if pairs else None
+    limit = tried.items if limit is None else limit
+    asked = Asked(
+        effort=tried, query=Query(prompt_tokens, answer_tokens), window=window, corpus=texts.read(text),
+        pairs=fidelity.read_pairs(Path(pairs)) if pairs else None, tasks=read_all(tasks, limit),
+        harness=harness(lm_eval), limit=limit, chat=chat, bisect=bisect,
+        energy=Spent(meter, grid, share) if energy else None,
+    )  # fmt: skip
     here = machine()
     threads = threads or here.cores
     with Session(targets, threads, progress or Silent()) as session:
         session.load()
-        encoders = any(c.info.task == "feature-extraction" for c in session.live)
-        if encoders and (asked or harness):
-            raise GreenError("Tasks ask text generators; these are encoders.", "Leave out --task.")
-        if chat:
-            _check_chat(session)
-        query = Query(prompt_tokens, 0 if encoders else answer_tokens)
-        phases.cut(session, corpus, window, settings.windows, query)
-        stopped = phases.speed(session, query, settings)
-        spent = _energy(session, query, settings, grid, share, meter) if energy else {}
-        if encoders:
-            phases.embed(session, texts.sentences(corpus.text, settings.sentences), prompt_tokens, scored_pairs)
-        else:
-            phases.score(session)
-            run(session, asked, chat=chat)
-            if harness:
-                harness(session, limit, chat)
-        compare.ratios(session)
+        found = measure(session, asked)
         results = Results(
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             baseline=session.rows[0].name,
             rows=session.rows,
             machine=here,
             versions=versions(),
-            settings={
-                "effort": effort if isinstance(effort, str) else "own",
-                "threads": threads,
-                "batch": 1,
-                **protocol.query_settings(query),
-                **protocol.text_settings(session, corpus, window),
-                "chat": chat,
-                **stopped,
-                **spent,
-            },
+            settings={"effort": effort if isinstance(effort, str) else "own", "threads": threads, "batch": 1, **found},
         )
     payback.fill(results, grid.grams_per_kwh if grid else None)
     results.requirements = decide(results, limits)
@@ -155,66 +134,6 @@ def bench(
 
         write_report(results, report)
     return results
-
-
-def _check_chat(session: Session) -> None:
-    """Refuse before anything is measured what has no chat template."""
-    for who in session.live:
-        if template(who.info.directory) is None:
-            raise GreenError(f"{who.row.name} has no chat template.", "Leave out --chat.")
-
-
-def _harness(names: Sequence[str]) -> Callable[[Session, int, bool], None] | None:
-    """What evaluates tasks of lm-eval, which are looked up now; None where there are none.
-
-    Raises:
-        GreenError: it is not installed, or has no such task.
-    """
-    if not names:
-        return None
-    try:
-        from greenllm.bench.tasks import lmeval
-    except ImportError as e:
-        raise GreenError(f"lm-eval is not installed ({e}).", 'Install it: pip install "greenllm[eval]".') from e
-    found = lmeval.read(names)
-    return lambda session, limit, chat: lmeval.run(session, found, limit, chat=chat)
-
-
-def _energy(
-    session: Session,
-    query: Query,
-    effort: Effort,
-    grid: meters.Grid | None,
-    share: meters.Embodied | None,
-    meter: str | meters.Meter | None,
-) -> dict[str, str | float]:
-    used = meters.choose(meter) if meter is None or isinstance(meter, str) else meter
-    try:
-        idle = phases.energy(session, query, effort, used, grid, share)
-    finally:
-        if used is not meter:
-            used.close()
-    found: dict[str, str | float] = {
-        "meter": used.method,
-        "meter_covers": used.covers,
-        "meter_leaves_out": used.leaves_out,
-        "meter_resolution": used.resolution,
-        "energy_window_s": max(effort.energy, meters.shortest(used)),
-        "idle_w": round(idle.before.power, 3),
-        "idle_after_w": round(idle.after.power, 3),
-    }
-    if grid is None:
-        return found
-    made = {} if share is None else {"embodied_kg": share.kilograms, "lifetime_years": share.years}
-    return (
-        found
-        | made
-        | {
-            "grid_g_per_kwh": round(grid.grams_per_kwh, 2),
-            "grid": " ".join(x for x in (grid.country, grid.region) if x) or "given",
-            "grid_source": grid.source,
-        }
-    )
 
 
 make_callable(__name__, bench)

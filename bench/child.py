@@ -76,6 +76,16 @@ class Server:
             raise GreenError("Its embeddings hold NaN or infinity.")
         return found
 
+    def blocks(self, tokens: list[int]) -> NDArray[np.float32] | None:
+        """Hidden states after each block, [L, T, H]; None where the engine does not show them."""
+        show = getattr(self._ready, "blocks", None)
+        return None if show is None else show(tokens)
+
+    def values(self, tokens: list[int], width: int) -> list[NDArray[np.float32]] | None:
+        """All that is computed of shape [T, ``width``], in order; None where the engine does not show it."""
+        show = getattr(self._ready, "values", None)
+        return None if show is None else show(tokens, width)
+
     def peak_memory(self) -> int:
         """Bytes: the most this process has held resident so far."""
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():

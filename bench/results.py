@@ -171,6 +171,7 @@ class Row(_Strict):
     ratios: dict[str, Measurement] = Field(default_factory=dict)
     samples: dict[str, list[float]] = Field(default_factory=dict)
     sizes: dict[str, float] = Field(default_factory=dict)
+    blocks: dict[str, float] = Field(default_factory=dict)
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
     payback: dict[str, Payback] = Field(default_factory=dict)
     provenance: Provenance = Field(default_factory=Provenance)

@@ -149,6 +149,9 @@ def bench(
         list[str] | None, typer.Option(help="a task of lm-eval, by name or .yaml file; may be repeated")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="ask tasks in each model's chat template")] = False,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="find the block where a graph departs from its source")
+    ] = False,
     limit: LimitOption = None,
     effort: EffortOption = "quick",
     require: RequireOption = None,
@@ -169,6 +172,7 @@ def bench(
             tasks=task or [],
             lm_eval=lm_eval or [],
             chat=chat,
+            bisect=bisect,
             limit=limit,
             country=country,
             region=region,

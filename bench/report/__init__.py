@@ -59,7 +59,9 @@ def render(results: Results, template: str) -> str:
     )
     environment.filters["md"] = escape
     others = [row for row in results.rows if row.name != results.baseline]
-    drawn = [draw(results) for draw in (figures.ratios, figures.trade, curves.latencies, sizes.by_kind)]
+    drawn = [
+        draw(results) for draw in (figures.ratios, figures.trade, curves.latencies, curves.by_block, sizes.by_kind)
+    ]
     return environment.get_template(template).render(
         results=results,
         rows=results.rows,

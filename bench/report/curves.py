@@ -41,3 +41,33 @@ def latencies(results: Results) -> Picture | None:
         height, marks, xs.ticks(), [Tick(y(p), f"{p} %") for p in (0, 25, 50, 75, 95)],
         f"ms per {kind}", f"share of {kind}s", left=left, lines=tuple(lines),
     )  # fmt: skip
+
+
+def by_block(results: Results) -> Picture | None:
+    """How far each model's hidden states are from the baseline's, after each block (``--bisect``)."""
+    rows = [(i, r, {int(b): max(e, 1e-9) for b, e in r.blocks.items()}) for i, r in enumerate(results.rows)]
+    rows = [row for row in rows if len(row[2]) > 1]
+    if not rows:
+        return None
+    left, top, bottom, height = 58.0, 20.0, 320.0, 372.0
+    ends = [Measurement(value=e, unit="", n=1, method="") for *_, found in rows for e in found.values()]
+    ys, last = Axis(ends, bottom, top), max(b for *_, found in rows for b in found)
+
+    def x(block: int) -> float:
+        return left + block / last * (WIDTH - RIGHT - left)
+
+    lines, marks = [], []
+    for i, row, found in rows:
+        worst = f"{row.name}: at the end {number(list(found.values())[-1])}"
+        lines.append(Line(i, " ".join(f"{x(b):.1f},{ys(e):.1f}" for b, e in found.items()), worst))
+        end = list(found)[-1]
+        at, up = x(end), ys(found[end])
+        marks.append(Mark(i, at, up, at, at, up, up, "", worst))
+    step = max(1, -(-last // 8))
+    return Picture(
+        "curve", "Error by block",
+        f"Relative error of the hidden states against {results.baseline}, after each block; logarithmic. Where a line "
+        "jumps, something is other than in its source.",
+        height, marks, [Tick(x(b), str(b)) for b in range(0, last + 1, step)], ys.ticks(), "block", "relative error",
+        left=left, lines=tuple(lines),
+    )  # fmt: skip

@@ -81,14 +81,23 @@ class GenaiDecoder(Decoder):
         self._start(tokens, len(tokens) + 1)
         found: NDArray[np.float32] = self._generator.get_output("logits")[0].astype(np.float32, copy=False)
         if len(found) == 1 < len(tokens):
-            self._whole = OnnxDecoder(open_session(self._directory / "model.onnx", self._threads), self._directory)
-            found = self._whole.logits(tokens)
+            found = self._plain().logits(tokens)
         if len(found) != len(tokens):
             raise GreenError(
                 f"{self._directory} gives the logits of {len(found)} of {len(tokens)} positions.",
                 "Perplexity needs all of them: export the model again.",
             )
         return found
+
+    def values(self, tokens: list[int], width: int) -> list[NDArray[np.float32]]:
+        """See :meth:`greenllm.bench.child.Server.values`."""
+        return self._plain().values(tokens, width)
+
+    def _plain(self) -> OnnxDecoder:
+        """The same graph in ONNX Runtime itself."""
+        if self._whole is None:
+            self._whole = OnnxDecoder(open_session(self._directory / "model.onnx", self._threads), self._directory)
+        return self._whole
 
     def _start(self, tokens: list[int], length: int, least: int = 0) -> None:
         self._generator = None  # frees the old cache first

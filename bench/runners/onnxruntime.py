@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from greenllm import artifact
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
+from greenllm.bench.runners.values import values
 from greenllm.errors import GreenError
 
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
@@ -89,6 +90,15 @@ class OnnxDecoder(Decoder):
         self._reset()
         return self._run(tokens, every=self._last_only).astype(np.float32, copy=False)
 
+    def values(self, tokens: list[int], width: int) -> list[NDArray[np.float32]]:
+        """See :meth:`greenllm.bench.child.Server.values`."""
+
+        def feed(_: ort.InferenceSession) -> dict[str, Any]:
+            self._reset()
+            return {name: value.numpy() for name, value in self._feed(tokens, every=self._last_only).items()}
+
+        return values(_graph(self.info.directory), feed, (len(tokens), width))
+
     def _reset(self) -> None:
         self._length = 0
         self._cache = []
@@ -104,6 +114,13 @@ class OnnxDecoder(Decoder):
             tokens: T of them.
             every: ask for the logits of all positions a graph that gives the last one's otherwise.
         """
+        feed = self._feed(tokens, every=every)
+        logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
+        self._length += len(tokens)
+        found: NDArray[Any] = logits.numpy()[0]
+        return found
+
+    def _feed(self, tokens: list[int], *, every: bool) -> dict[str, ort.OrtValue]:
         total = self._length + len(tokens)
         wanted = {
             "input_ids": np.array([tokens]),
@@ -118,10 +135,7 @@ class OnnxDecoder(Decoder):
         feed.update(zip(self._pasts, self._cache, strict=True))
         if every:
             feed[_FIRST] = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
-        logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
-        self._length = total
-        found: NDArray[Any] = logits.numpy()[0]
-        return found
+        return feed
 
     def _type(self, name: str) -> Any:
         return _TYPES[self._inputs[name].type]
@@ -151,11 +165,18 @@ class OnnxEncoder(Encoder):
 
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`."""
-        ids, mask = pooling.pad(batch)
-        wanted = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        feed = {n: wanted[n].astype(_TYPES[t]) for n, t in self._inputs.items()}
+        feed, mask = self._feed(batch)
         states: NDArray[np.float32] = self.session.run([self._output], feed)[0].astype(np.float32, copy=False)
         return states if self._output == "sentence_embedding" else pooling.pool(states, mask, self._pooling)
+
+    def values(self, tokens: list[int], width: int) -> list[NDArray[np.float32]]:
+        """See :meth:`greenllm.bench.child.Server.values`."""
+        return values(_graph(self.info.directory), lambda _: self._feed([tokens])[0], (len(tokens), width))
+
+    def _feed(self, batch: list[list[int]]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+        ids, mask = pooling.pad(batch)
+        wanted = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        return {n: wanted[n].astype(_TYPES[t]) for n, t in self._inputs.items()}, mask
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
-from greenllm.checkpoint import Checkpoint, open_checkpoint
+from greenllm.checkpoint import Checkpoint, blocks_of, open_checkpoint
 
 
 def load(path: str, threads: int) -> Runner:
@@ -40,7 +40,36 @@ def _read_by_a_token(model: Any) -> int:
     return sum(p.nbytes for p in model.parameters()) - (embedding.weight.nbytes if alone else 0)
 
 
-class TorchDecoder(Decoder):
+class _Blocks:
+    """What a model in torch can show of its inside."""
+
+    model: Any
+
+    @torch.no_grad()
+    def blocks(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Hidden states after each block, float32 [L, T, H]; the last with the norm that follows, as graphs fuse it."""
+        found: list[torch.Tensor] = []
+        watched = [*blocks_of(self.model)[1][:-1], self.model.base_model]
+        hooks = [block.register_forward_hook(lambda _m, _a, out: found.append(_first(out))) for block in watched]
+        try:
+            self.model(input_ids=torch.tensor([tokens]))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack([f.reshape(len(tokens), -1).float() for f in found]).numpy()
+
+    def values(self, tokens: list[int], width: int) -> list[NDArray[np.float32]]:
+        """Those of them that are ``width`` wide."""
+        return [b for b in self.blocks(tokens) if b.shape[-1] == width]
+
+
+def _first(out: Any) -> torch.Tensor:
+    """The hidden states of what a module returns."""
+    found: torch.Tensor = out if isinstance(out, torch.Tensor) else out[0]
+    return found
+
+
+class TorchDecoder(_Blocks, Decoder):
     """A causal language model with a KV cache."""
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
@@ -80,7 +109,7 @@ class TorchDecoder(Decoder):
         self.model = self._cache = None
 
 
-class TorchEncoder(Encoder):
+class TorchEncoder(_Blocks, Encoder):
     """A bidirectional encoder."""
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:

@@ -1,0 +1,122 @@
+"""What a bench measures, in order: text, speed, energy, quality, tasks; and the settings that its report must name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from greenllm.bench import bisect, compare, phases, protocol, texts
+from greenllm.bench import energy as meters
+from greenllm.bench.chat import template
+from greenllm.bench.session import Effort, Query, Session
+from greenllm.bench.tasks import Task, run
+from greenllm.errors import GreenError
+
+Harness = Callable[[Session, int, bool], None]  # items of a task, and whether in a chat
+
+
+@dataclass(frozen=True)
+class Spent:
+    """How energy is measured, and what a joule stands for."""
+
+    meter: str | meters.Meter | None
+    grid: meters.Grid | None
+    share: meters.Embodied | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that was asked of a bench, read and checked."""
+
+    effort: Effort
+    query: Query
+    window: int
+    corpus: texts.Text
+    pairs: tuple[list[str], list[str], list[float]] | None
+    tasks: Sequence[Task]
+    harness: Harness | None
+    limit: int
+    chat: bool
+    bisect: bool
+    energy: Spent | None
+
+
+def measure(session: Session, asked: Asked) -> dict[str, Any]:
+    """Go over all phases; rows are filled in, and the settings returned.
+
+    Raises:
+        GreenError: what was asked is not for these models.
+    """
+    encoders = any(c.info.task == "feature-extraction" for c in session.live)
+    _check(session, asked, encoders=encoders)
+    query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
+    phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
+    stopped = phases.speed(session, query, asked.effort)
+    spent = _energy(session, query, asked.effort, asked.energy) if asked.energy else {}
+    if encoders:
+        chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
+        phases.embed(session, chosen, query.prompt, asked.pairs)
+    else:
+        phases.score(session)
+        run(session, asked.tasks, chat=asked.chat)
+        if asked.harness:
+            asked.harness(session, asked.limit, asked.chat)
+    if asked.bisect:
+        bisect.run(session)
+    compare.ratios(session)
+    words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
+    return {**words, "chat": asked.chat, **stopped, **spent}
+
+
+def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
+    """Refuse before anything is measured what these models cannot do."""
+    if encoders and (asked.tasks or asked.harness):
+        raise GreenError("Tasks ask text generators; these are encoders.", "Leave out --task and --lm-eval.")
+    for who in session.live if asked.chat else ():
+        if template(who.info.directory) is None:
+            raise GreenError(f"{who.row.name} has no chat template.", "Leave out --chat.")
+
+
+def harness(names: Sequence[str]) -> Harness | None:
+    """What evaluates tasks of lm-eval, which are looked up now; None where there are none.
+
+    Raises:
+        GreenError: it is not installed, or has no such task.
+    """
+    if not names:
+        return None
+    try:
+        from greenllm.bench.tasks import lmeval
+    except ImportError as e:
+        raise GreenError(f"lm-eval is not installed ({e}).", 'Install it: pip install "greenllm[eval]".') from e
+    found = lmeval.read(names)
+    return lambda session, limit, chat: lmeval.run(session, found, limit, chat=chat)
+
+
+def _energy(session: Session, query: Query, effort: Effort, asked: Spent) -> dict[str, str | float]:
+    used = meters.choose(asked.meter) if asked.meter is None or isinstance(asked.meter, str) else asked.meter
+    grid, share = asked.grid, asked.share
+    try:
+        idle = phases.energy(session, query, effort, used, grid, share)
+    finally:
+        if used is not asked.meter:
+            used.close()
+    found: dict[str, str | float] = {
+        "meter": used.method,
+        "meter_covers": used.covers,
+        "meter_leaves_out": used.leaves_out,
+        "meter_resolution": used.resolution,
+        "energy_window_s": max(effort.energy, meters.shortest(used)),
+        "idle_w": round(idle.before.power, 3),
+        "idle_after_w": round(idle.after.power, 3),
+    }
+    if grid is None:
+        return found
+    if share is not None:
+        found |= {"embodied_kg": share.kilograms, "lifetime_years": share.years}
+    return found | {
+        "grid_g_per_kwh": round(grid.grams_per_kwh, 2),
+        "grid": " ".join(x for x in (grid.country, grid.region) if x) or "given",
+        "grid_source": grid.source,
+    }
