@@ -10,6 +10,7 @@ from typing import Literal
 from greenllm.artifact import Artifact, versions
 from greenllm.bench import energy as meters
 from greenllm.bench import fidelity, payback, protocol, texts
+from greenllm.bench.lengths import check as check_lengths
 from greenllm.bench.measure import Asked, Spent, harness, measure
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.models import find_all
@@ -46,6 +47,7 @@ def bench(
     threads: int | None = None,
     prompt_tokens: int = 128,
     answer_tokens: int = 64,
+    lengths: Sequence[int] = (),
     window: int = 512,
     effort: Literal["quick", "full"] | Effort = "quick",
     report: str | Path | None = None,
@@ -78,6 +80,7 @@ def bench(
         threads: for each model; all cores that this process may use by default.
         prompt_tokens: length of a query's prompt (of the text, for an encoder).
         answer_tokens: length of its answer, 2 or more.
+        lengths: further prompt lengths, at each of which time and memory are measured.
         window: tokens of a scored window.
         effort: "quick" (minutes), "full", or an :class:`Effort`.
         report: directory, or name of the ``.html`` file, to write the report to.
@@ -111,6 +114,7 @@ def bench(
         effort=tried, query=Query(prompt_tokens, answer_tokens), window=window, corpus=texts.read(text),
         pairs=fidelity.read_pairs(Path(pairs)) if pairs else None, tasks=read_all(tasks, limit),
         harness=harness(lm_eval), limit=limit, chat=chat, bisect=bisect,
+        lengths=check_lengths(lengths),
         energy=Spent(meter, grid, share) if energy else None,
     )  # fmt: skip
     here = machine()

@@ -5,6 +5,7 @@ Started as ``python -m greenllm.bench.child FD``; ends when its parent does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -36,6 +37,11 @@ class Server:
     def queries(self, prompt: list[int], answer: int, seconds: float) -> list[latency.Query]:
         """Answer the same query, whole, again and again until ``seconds`` have passed."""
         return latency.repeat(self._ready, prompt, answer, seconds)
+
+    def stretch(self, prompt: list[int], answer: int) -> tuple[list[latency.Query], int]:
+        """One query, and the most memory that was held during it, in bytes."""
+        forget_peak()
+        return [latency.ask(self._ready, prompt, answer)], self.peak_memory()
 
     def score(self, tokens: list[int], start: int, save: str | None, against: str | None) -> perplexity.Score:
         """Score ``tokens[start:]``; leave log-probabilities at ``save``, compare with those at ``against``.
@@ -98,6 +104,12 @@ class Server:
         if self._runner is None:
             raise GreenError("No model is loaded.")
         return self._runner
+
+
+def forget_peak() -> None:
+    """Begin the count of peak memory anew (Linux: ``man 5 proc``, clear_refs); elsewhere peaks only grow."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def put(pipe: Connection, value: Any) -> None:

@@ -39,6 +39,7 @@ class Asked:
     limit: int
     chat: bool
     bisect: bool
+    lengths: Sequence[int]
     energy: Spent | None
 
 
@@ -60,6 +61,8 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     else:
         phases.score(session)
         run(session, asked.tasks, chat=asked.chat)
+        if asked.lengths:
+            lengths.run(session, asked.corpus, asked.lengths)
         if asked.harness:
             asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:
@@ -71,8 +74,12 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
-    if encoders and (asked.tasks or asked.harness):
-        raise GreenError("Tasks ask text generators; these are encoders.", "Leave out --task and --lm-eval.")
+    if encoders and (asked.tasks or asked.harness or asked.lengths):
+        raise GreenError(
+            "Tasks and lengths ask text generators; these are encoders.", "Leave out --task, --lm-eval and --length."
+        )
+    for who in session.live if asked.lengths else ():
+        texts.Tokens(who.info.directory).prompt(asked.corpus.text, max(asked.lengths))  # refuses a text too short
     for who in session.live if asked.chat else ():
         if template(who.info.directory) is None:
             raise GreenError(f"{who.row.name} has no chat template.", "Leave out --chat.")

@@ -172,6 +172,7 @@ class Row(_Strict):
     samples: dict[str, list[float]] = Field(default_factory=dict)
     sizes: dict[str, float] = Field(default_factory=dict)
     blocks: dict[str, float] = Field(default_factory=dict)
+    lengths: dict[str, dict[str, Measurement]] = Field(default_factory=dict)
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
     payback: dict[str, Payback] = Field(default_factory=dict)
     provenance: Provenance = Field(default_factory=Provenance)

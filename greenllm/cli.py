@@ -149,6 +149,9 @@ def bench(
         list[str] | None, typer.Option(help="a task of lm-eval, by name or .yaml file; may be repeated")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="ask tasks in each model's chat template")] = False,
+    length: Annotated[
+        list[int] | None, typer.Option(help="a further prompt length to time; may be given again")
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="find the block where a graph departs from its source")
     ] = False,
@@ -173,6 +176,7 @@ def bench(
             lm_eval=lm_eval or [],
             chat=chat,
             bisect=bisect,
+            lengths=length or [],
             limit=limit,
             country=country,
             region=region,

@@ -15,6 +15,7 @@ from greenllm.bench import Effort, bandwidth, latency, tensors
 from greenllm.bench.latency import Query, Rounds
 from greenllm.bench.report import curves, sizes
 from greenllm.bench.report.figures import _front, trade
+from greenllm.errors import GreenError
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,23 @@ def test_bandwidth_is_weights_times_tokens(two):
     assert "GB/s that this machine reads" in source["bandwidth"].note
     assert "takes" in found.methods["Speed"]
     assert found.settings["read_gb_s"] > 0
+
+
+def test_longer_prompts_are_timed_and_drawn(tmp_path):
+    path = make_llama(tmp_path / "m", vocab=300)
+    least = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+    found = greenllm.bench([path], effort=least, energy=False, prompt_tokens=8, answer_tokens=4, window=64,
+                           lengths=[128, 16, 4096], report=tmp_path / "report")  # fmt: skip
+    row = found.rows[0]
+    assert list(row.lengths) == ["16", "128"]  # 4096 is beyond its context
+    for figures in row.lengths.values():
+        assert set(figures) == {"prefill", "first_token", "decode", "memory"}
+        assert figures["memory"].value <= row["memory"].value * 1.2  # counted anew at each length
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "Peak memory by prompt length" in html
+    assert "Time to first token, prompt of 128" in (tmp_path / "report" / "report.md").read_text()
+    with pytest.raises(GreenError, match="too short"):
+        greenllm.bench([path], lengths=[1])
+    (tmp_path / "t.txt").write_text("short text " * 20)
+    with pytest.raises(GreenError, match="the prompt"):
+        greenllm.bench([path], lengths=[240], text=tmp_path / "t.txt", energy=False, window=8, prompt_tokens=8)

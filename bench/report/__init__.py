@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
-from greenllm.bench.report import curves, cuts, figures, sizes, tasks
+from greenllm.bench.report import curves, cuts, figures, lengths, sizes, tasks
 from greenllm.bench.report.lines import to_csv
 from greenllm.bench.report.words import EMPTY, MARKS, change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
@@ -67,7 +67,7 @@ def render(results: Results, template: str) -> str:
         rows=results.rows,
         groups=_groups(results),
         cards=[(row, _cards(results, row)) for row in others],
-        pictures=[p for p in drawn if p] + cuts.pictures(results),
+        pictures=[p for p in drawn if p] + lengths.pictures(results) + cuts.pictures(results),
         metrics=METRICS,
         others=others,
     )
@@ -99,8 +99,8 @@ def _groups(results: Results) -> list[tuple[str, list[tuple[str, list[dict[str, 
         if results.has(name):
             cells = [_cell(row, name) for row in results.rows]
             found.setdefault(metric.group, []).append((metric.label, cells))
-    if lines := tasks.lines(results):
-        found["Tasks"] = lines
+    more = {"By prompt length": lengths.lines(results), "Tasks": tasks.lines(results)}
+    found |= {group: lines for group, lines in more.items() if lines}
     return list(found.items())
 
 

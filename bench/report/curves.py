@@ -71,3 +71,29 @@ def by_block(results: Results) -> Picture | None:
         height, marks, [Tick(x(b), str(b)) for b in range(0, last + 1, step)], ys.ticks(), "block", "relative error",
         left=left, lines=tuple(lines),
     )  # fmt: skip
+
+
+def by_length(results: Results, metric: str, title: str) -> Picture | None:
+    """A figure by the prompt's length (``--length``), of each model."""
+    rows = [
+        (i, r, {int(n): m[metric] for n, m in r.lengths.items() if metric in m}) for i, r in enumerate(results.rows)
+    ]
+    rows = [row for row in rows if len(row[2]) > 1]
+    if not rows:
+        return None
+    left, top, bottom, height = 58.0, 20.0, 320.0, 372.0
+    known = [Measurement(value=n, unit="", n=1, method="") for *_, found in rows for n in found]
+    xs, ys = Axis(known, left, WIDTH - RIGHT), Axis([m for *_, found in rows for m in found.values()], bottom, top)
+    lines, marks = [], []
+    for i, row, found in rows:
+        lines.append(Line(i, " ".join(f"{xs(n):.1f},{ys(m.value):.1f}" for n, m in found.items()), row.name))
+        for n, m in found.items():
+            low, high = ys.span(m)
+            said = f"{row.name}: {number(m.value, m.ci95)} {m.unit} for {n} tokens"
+            marks.append(Mark(i, xs(n), ys(m.value), xs(n), xs(n), low, high, "", said))
+    unit = next(iter(rows[0][2].values())).unit
+    return Picture(
+        "curve", title, f"{title}, with 95 % intervals where there are any; both axes logarithmic.",
+        height, marks, [Tick(xs(n), str(n)) for n in sorted({n for *_, found in rows for n in found})], ys.ticks(),
+        "tokens of the prompt", unit, left=left, lines=tuple(lines),
+    )  # fmt: skip

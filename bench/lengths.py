@@ -1,0 +1,54 @@
+"""What a longer prompt costs: time to first token, decoding after it, and memory, by the prompt's length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from greenllm.bench import texts
+from greenllm.bench.latency import Query, Rounds
+from greenllm.bench.measurement import Measurement
+from greenllm.bench.session import Contender, Session
+from greenllm.errors import GreenError
+
+ANSWER = 16  # tokens, enough to see the cache's growth in their time
+_ROUNDS = 3
+
+
+def check(lengths: Sequence[int]) -> list[int]:
+    """Lengths in order, each once.
+
+    Raises:
+        GreenError: one is too short to be timed.
+    """
+    if any(n < 2 for n in lengths):  # noqa: PLR2004 - one token has no prefill to speak of
+        raise GreenError(f"A prompt of {min(lengths)} tokens is too short.", "Give 2 or more.")
+    return sorted(set(lengths))
+
+
+def run(session: Session, text: texts.Text, lengths: Sequence[int]) -> None:
+    """Fill in ``Row.lengths``; the models take turns at each length, shortest first."""
+    session.progress.stage("prompt lengths", sum(lengths) * len(session.live) * _ROUNDS)
+    for length in lengths:
+        asked: list[tuple[Contender, list[int], list[list[Query]], list[int]]] = []
+        for who in session.live:
+            tokens = texts.Tokens(who.info.directory)
+            if length + ANSWER <= tokens.context:
+                asked.append((who, tokens.prompt(text.text, length), [], []))
+        for _ in range(_ROUNDS):
+            for who, prompt, rounds, peaks in asked:
+                if who in session.live:
+                    with session.watching(who, f"prompt of {length}"):
+                        queries, peak = who.model.call("stretch", prompt, ANSWER)
+                        rounds.append(queries)
+                        peaks.append(peak)
+                session.progress.advance(length)
+        for who, prompt, rounds, peaks in asked:
+            if len(rounds) == _ROUNDS:
+                who.row.lengths[str(length)] = _figures(Rounds(len(prompt), rounds), peaks)
+
+
+def _figures(rounds: Rounds, peaks: Sequence[int]) -> dict[str, Measurement]:
+    found = {k: m for k, m in rounds.measurements().items() if k in ("prefill", "first_token", "decode")}
+    note = "the most its process held resident (VmHWM) while answering this prompt"
+    peak = Measurement(value=max(peaks) / 1e6, unit="MB", n=len(peaks), method="measured:VmHWM", note=note)
+    return found | {"memory": peak}
