@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from greenllm.bench import bisect, compare, phases, protocol, texts
+from greenllm.bench import bisect, compare, lengths, phases, protocol, texts
 from greenllm.bench import energy as meters
 from greenllm.bench.chat import template
 from greenllm.bench.session import Effort, Query, Session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from greenllm.bench.measurement import Measurement
 from greenllm.bench.report import curves
 from greenllm.bench.report.geometry import Picture
 from greenllm.bench.report.words import EMPTY, interval, number
@@ -32,9 +33,8 @@ def pictures(results: Results) -> list[Picture]:
     return [p for p in drawn if p]
 
 
-def _cell(m: Any) -> dict[str, Any]:
+def _cell(m: Measurement | None) -> dict[str, Any]:
     if m is None:
         return dict(EMPTY)
-    return EMPTY | {
-        "value": number(m.value, m.ci95), "unit": m.unit, "interval": interval(m.ci95), "note": f"{m.method}, n = {m.n}",
-    }  # fmt: skip
+    value, note = number(m.value, m.ci95), f"{m.method}, n = {m.n}"
+    return EMPTY | {"value": value, "unit": m.unit, "interval": interval(m.ci95), "note": note}
