@@ -29,9 +29,10 @@ def errors(blocks: States, values: Sequence[States]) -> dict[int, float]:
     Returns:
         By block, |value - state| / |state|; a block whose output the graph does not hold (fused away) is left out.
     """
-    size = np.linalg.norm(blocks.reshape(len(blocks), -1), axis=1)
-    apart = [[float(np.linalg.norm(v - b)) / float(s) for v in values] for b, s in zip(blocks, size, strict=True)]
-    cost = np.minimum(np.log(np.maximum(np.array(apart).reshape(len(blocks), len(values)), 1e-9)), 0.0)
+    size = np.maximum(np.linalg.norm(blocks.reshape(len(blocks), -1), axis=1), np.finfo(np.float32).tiny)
+    far = [[float(np.linalg.norm(v - b) / s) for v in values] for b, s in zip(blocks, size, strict=True)]
+    apart = np.nan_to_num(np.array(far).reshape(len(blocks), len(values)), nan=np.inf)
+    cost = np.minimum(np.log(np.maximum(apart, 1e-9)), 0.0)
     best = np.zeros((len(blocks) + 1, len(values) + 1))
     for i in range(1, len(blocks) + 1):
         for j in range(1, len(values) + 1):
@@ -45,7 +46,7 @@ def errors(blocks: States, values: Sequence[States]) -> dict[int, float]:
             i -= 1
         else:
             i, j = i - 1, j - 1
-            found[i] = apart[i][j]
+            found[i] = float(apart[i, j])
     return dict(sorted(found.items()))
 
 

@@ -23,6 +23,11 @@ _PACKAGES = (
     ("codecarbon", "energy and gCO2e", "greenllm[bench]"),
     ("gguf", "read .gguf files", "greenllm[compress]"),
     ("datasets", "calibration from the hub", "greenllm[compress]"),
+    ("bitsandbytes", "write NF4, FP4 and LLM.int8()", "greenllm[bnb]"),
+    ("peft", "distil with adapters", "greenllm[distill]"),
+    ("lm-eval", "bench on its tasks", "greenllm[eval]"),
+    ("llama-cpp-python", "bench .gguf files", "greenllm[peers]"),
+    ("openvino", "bench OpenVINO models", "greenllm[peers]"),
 )
 
 
