@@ -62,10 +62,9 @@ def damaged(graph, out, name):
     return out
 
 
-@pytest.mark.parametrize("to", ["genai", "onnx"])
-def test_a_damaged_block_is_found(tmp_path, to):
+def test_a_damaged_block_is_found(tmp_path):
     source = make_llama(tmp_path / "m", layers=5, vocab=300)
-    whole = greenllm.export(source, tmp_path / "x", to=to).path
+    whole = greenllm.export(source, tmp_path / "x", to="genai").path
     bad = damaged(whole, tmp_path / "bad", "layers.3.mlp.down_proj")
     found = greenllm.bench([source, whole, bad], report=tmp_path / "report", **QUICK)
     assert "Error by block" in (tmp_path / "report" / "report.html").read_text()
@@ -74,6 +73,13 @@ def test_a_damaged_block_is_found(tmp_path, to):
     assert any("it computes what m computes" in n for n in good.notes)
     assert departs({int(k): v for k, v in worse.blocks.items()}) == 3
     assert any("departs from m first in block 3" in n for n in worse.notes)
+
+
+def test_a_plain_graph_is_followed_too(tmp_path):
+    source = make_llama(tmp_path / "m", vocab=300)
+    found = greenllm.bench([source, greenllm.export(source, tmp_path / "x", to="onnx").path], **QUICK)
+    assert len(found.rows[1].blocks) == 2
+    assert max(found.rows[1].blocks.values()) < 1e-4
 
 
 def test_an_encoder_is_followed_too(tmp_path):
