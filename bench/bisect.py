@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm.bench.session import Session
+from greenllm.bench.process import Failed
+from greenllm.bench.session import Contender, Session
 
 _TOKENS = 24
 _EXACT, _LARGE, _JUMP = 1e-3, 1e-2, 10.0
@@ -73,7 +74,7 @@ def run(session: Session) -> None:
     session.progress.advance()
     for who in others:
         with session.watching(who, "block by block"):
-            values = who.model.call("values", base.prompt[:_TOKENS], states.shape[-1]) if states is not None else None
+            values = None if states is None else _values(who, base.prompt[:_TOKENS], states.shape[-1])
             if values is None:
                 who.row.notes.append("block by block: its engine, or the baseline's, does not show its values")
             else:
@@ -81,6 +82,18 @@ def run(session: Session) -> None:
                 who.row.blocks = {str(i): e for i, e in found.items()}
                 who.row.notes.append(_words(found, session.rows[0].name))
         session.progress.advance()
+
+
+def _values(who: Contender, tokens: list[int], width: int) -> list[States] | None:
+    """What a model computes of this width; None where it says that it cannot show it, which ends no bench."""
+    try:
+        found: list[States] | None = who.model.call("values", tokens, width)
+    except Failed as e:
+        if not e.users:
+            raise
+        who.row.notes.append(f"block by block: {str(e).splitlines()[0]}")
+        return None
+    return found
 
 
 def _words(found: dict[int, float], base: str) -> str:

@@ -87,3 +87,10 @@ def test_an_encoder_is_followed_too(tmp_path):
     found = greenllm.bench([source, greenllm.export(source, tmp_path / "x").path], **QUICK)
     assert found.rows[1].blocks
     assert max(found.rows[1].blocks.values()) < 1e-3
+
+
+def test_integer_weights_are_followed_as_they_are_deployed(tmp_path):
+    made = greenllm.compress(make_llama(tmp_path / "m", layers=3, vocab=300), tmp_path / "x", bench=False).path
+    found = greenllm.bench([made / "checkpoint", made / "deploy"], **QUICK)
+    assert len(found.rows[1].blocks) == 3
+    assert max(found.rows[1].blocks.values()) < 0.1  # inputs rounded to int8 by the runtime

@@ -29,7 +29,6 @@ def values(graph: Path, feed: Feed, shape: tuple[int, int]) -> list[NDArray[np.f
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found = session.run(names, feed(session))
