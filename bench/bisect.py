@@ -74,35 +74,34 @@ def run(session: Session) -> None:
     session.progress.advance()
     for who in others:
         with session.watching(who, "block by block"):
-            values = None if states is None else _values(who, base.prompt[:_TOKENS], states.shape[-1])
-            if values is None:
-                who.row.notes.append("block by block: its engine, or the baseline's, does not show its values")
-            else:
-                found = errors(states, values)
-                who.row.blocks = {str(i): e for i, e in found.items()}
-                who.row.notes.append(_words(found, session.rows[0].name))
+            who.row.notes.append(f"block by block: {_follow(session, who, base, states)}")
         session.progress.advance()
 
 
-def _values(who: Contender, tokens: list[int], width: int) -> list[States] | None:
-    """What a model computes of this width; None where it says that it cannot show it, which ends no bench."""
+def _follow(session: Session, who: Contender, base: Contender, states: States | None) -> str:
+    """Fill in one model's errors; returns what a reader should know. Not to show its values ends no bench."""
+    if states is None or not session.comparable(who):
+        return f"{base.row.name} shows no hidden states, or reads other tokens"
     try:
-        found: list[States] | None = who.model.call("values", tokens, width)
+        values = who.model.call("values", base.prompt[:_TOKENS], states.shape[-1])
     except Failed as e:
         if not e.users:
             raise
-        who.row.notes.append(f"block by block: {str(e).splitlines()[0]}")
-        return None
-    return found
+        return str(e).splitlines()[0]
+    if values is None:
+        return "its engine does not show its values"
+    found = errors(states, values)
+    who.row.blocks = {str(i): e for i, e in found.items()}
+    return _words(found, base.row.name)
 
 
 def _words(found: dict[int, float], base: str) -> str:
     if not found:
-        return f"block by block: none of its values is like the hidden states of {base}"
+        return f"none of its values is like the hidden states of {base}"
     first = departs(found)
     worst = max(found.values())
     if first is None:
-        return f"block by block: it computes what {base} computes, to {worst:.1g} of the hidden states"
+        return f"it computes what {base} computes, to {worst:.1g} of the hidden states"
     before = [e for i, e in found.items() if i < first]
     until = f", {before[-1]:.1g} before it" if before else ""
-    return f"block by block: it departs from {base} first in block {first} (relative error {found[first]:.2g}{until})"
+    return f"it departs from {base} first in block {first} (relative error {found[first]:.2g}{until})"

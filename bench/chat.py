@@ -6,8 +6,8 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from greenllm.bench.texts import read_json
 from greenllm.errors import GreenError
 
 _FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
@@ -17,7 +17,7 @@ def template(directory: Path) -> str | None:
     """The template's text, or None; of several in one file the one called "default"."""
     if (directory / _FILE).is_file():
         return (directory / _FILE).read_text(encoding="utf-8")
-    found = _config(directory).get("chat_template")
+    found = read_json(directory / _CONFIG).get("chat_template")
     if isinstance(found, list):
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     return found if isinstance(found, str) else None
@@ -61,13 +61,5 @@ def _refuse(message: str) -> None:
 
 def _specials(directory: Path) -> dict[str, str]:
     """``bos_token`` and its like, which templates may write."""
-    found = {k: v.get("content") if isinstance(v, dict) else v for k, v in _config(directory).items()}
+    found = {k: v.get("content") if isinstance(v, dict) else v for k, v in read_json(directory / _CONFIG).items()}
     return {k: v for k, v in found.items() if k.endswith("_token") and isinstance(v, str)}
-
-
-def _config(directory: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

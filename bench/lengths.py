@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from greenllm.bench import texts
 from greenllm.bench.latency import Query, Rounds
@@ -27,24 +28,39 @@ def check(lengths: Sequence[int]) -> list[int]:
 
 def run(session: Session, text: texts.Text, lengths: Sequence[int]) -> None:
     """Fill in ``Row.lengths``; the models take turns at each length, shortest first."""
-    session.progress.stage("prompt lengths", sum(lengths) * len(session.live) * _ROUNDS)
+    session.progress.stage("prompt lengths", sum(lengths) * _ROUNDS)
     for length in lengths:
-        asked: list[tuple[Contender, list[int], list[list[Query]], list[int]]] = []
-        for who in session.live:
-            tokens = texts.Tokens(who.info.directory)
-            if length + ANSWER <= tokens.context:
-                asked.append((who, tokens.prompt(text.text, length), [], []))
+        asked = [_Asked(who, prompt) for who in session.live if (prompt := _prompt(who, text, length))]
         for _ in range(_ROUNDS):
-            for who, prompt, rounds, peaks in asked:
-                if who in session.live:
-                    with session.watching(who, f"prompt of {length}"):
-                        queries, peak = who.model.call("stretch", prompt, ANSWER)
-                        rounds.append(queries)
-                        peaks.append(peak)
-                session.progress.advance(length)
-        for who, prompt, rounds, peaks in asked:
-            if len(rounds) == _ROUNDS:
-                who.row.lengths[str(length)] = _figures(Rounds(len(prompt), rounds), peaks)
+            for one in asked:
+                if one.who in session.live:
+                    with session.watching(one.who, f"prompt of {length}"):
+                        queries, peak = one.who.model.call("stretch", one.prompt, ANSWER)
+                        one.rounds.append(queries)
+                        one.peaks.append(peak)
+            session.progress.advance(length)
+        for one in asked:
+            if len(one.rounds) == _ROUNDS:
+                one.who.row.lengths[str(length)] = _figures(Rounds(len(one.prompt), one.rounds), one.peaks)
+
+
+@dataclass
+class _Asked:
+    """A model, what it reads, and what that took, round by round."""
+
+    who: Contender
+    prompt: list[int]
+    rounds: list[list[Query]] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+
+
+def _prompt(who: Contender, text: texts.Text, length: int) -> list[int]:
+    """A prompt of this length; empty, and told, where the model cannot read so much."""
+    tokens = texts.Tokens(who.info.directory)
+    if length + ANSWER <= tokens.context:
+        return tokens.prompt(text.text, length)
+    who.row.notes.append(f"a prompt of {length} and an answer of {ANSWER} tokens are beyond its {tokens.context}")
+    return []
 
 
 def _figures(rounds: Rounds, peaks: Sequence[int]) -> dict[str, Measurement]:

@@ -54,6 +54,8 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
     phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
     stopped = phases.speed(session, query, asked.effort)
+    if asked.lengths:  # before text is scored, for which some engines load a second graph
+        lengths.run(session, asked.corpus, asked.lengths)
     spent = _energy(session, query, asked.effort, asked.energy) if asked.energy else {}
     if encoders:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
@@ -61,8 +63,6 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     else:
         phases.score(session)
         run(session, asked.tasks, chat=asked.chat)
-        if asked.lengths:
-            lengths.run(session, asked.corpus, asked.lengths)
         if asked.harness:
             asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:

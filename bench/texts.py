@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from greenllm.errors import GreenError
+
+T = TypeVar("T")
 
 _LARGEST = 64 << 20
 _SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\n[^.!?\n]+)*[.!?](?=\s)")
@@ -110,22 +113,25 @@ class Tokens:
     @cached_property
     def ends(self) -> set[int]:
         """Tokens that end an answer, as the model's files name them."""
-        told = [_json(self.directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
-        told += [_json(self.directory / "genai_config.json").get("model", {}).get("eos_token_id"), self.special("eos")]
+        told = [read_json(self.directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
+        told += [
+            read_json(self.directory / "genai_config.json").get("model", {}).get("eos_token_id"),
+            self.special("eos"),
+        ]
         flat = [t for x in told for t in (x if isinstance(x, list) else [x])]
         return {t for t in flat if isinstance(t, int)}
 
     @cached_property
     def context(self) -> int:
         """Tokens that the model reads at once, as its files say; 2048 where they do not."""
-        config = _json(self.directory / "config.json")
-        told = [_json(self.directory / "genai_config.json").get("model", {}).get("context_length")]
+        config = read_json(self.directory / "config.json")
+        told = [read_json(self.directory / "genai_config.json").get("model", {}).get("context_length")]
         told += [config.get(k) for k in ("max_position_embeddings", "n_positions")]
         return next((t for t in told if isinstance(t, int) and t > 1), 2048)
 
     def special(self, role: Literal["bos", "eos"]) -> int | None:
         """The token that the tokenizer's configuration gives a role."""
-        token = _json(self.directory / "tokenizer_config.json").get(f"{role}_token")
+        token = read_json(self.directory / "tokenizer_config.json").get(f"{role}_token")
         token = token.get("content") if isinstance(token, dict) else token
         return self._tokenizer.token_to_id(token) if isinstance(token, str) else None
 
@@ -148,8 +154,7 @@ class Tokens:
         there = len(ids) // length
         if there == 0:
             raise GreenError(f"The text has {len(ids)} tokens, a window {length}.", "Give a longer text.")
-        count = min(count, there)
-        begins = [(i * there // count) * length for i in range(count)]
+        begins = [i * length for i in spread(range(there), count)]
         prefix = self.prefix()
         first = 0 if prefix else 1  # with nothing before it, a window's first token cannot be predicted
         return Windows(
@@ -188,13 +193,19 @@ class Tokens:
         return found
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """A configuration beside the tokenizer; empty where there is none or it is damaged."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of the items (all, where there are fewer), evenly spread."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def sentences(text: str, count: int) -> list[str]:
@@ -207,5 +218,4 @@ def sentences(text: str, count: int) -> list[str]:
     found = list(dict.fromkeys(s for s in flat if 30 <= len(s) <= 300))  # noqa: PLR2004 - see the docstring
     if len(found) < 10:  # noqa: PLR2004 - a nearest neighbour among fewer is luck
         raise GreenError(f"The text has {len(found)} sentences of ordinary length; 10 are the least.", "Give another.")
-    count = min(count, len(found))
-    return [found[i * len(found) // count] for i in range(count)]
+    return spread(found, count)

@@ -144,3 +144,14 @@ def test_an_unknown_task_is_refused_before_anything_is_loaded(tmp_path):
     assert told.exit_code != 0
     assert isinstance(told.exception, GreenError)
     assert "lm-eval has no task 'no_such_task'" in str(told.exception)
+
+
+def test_data_that_cannot_be_had_are_told_before_anything_is_loaded(tmp_path):
+    from greenllm.bench.tasks import lmeval
+
+    file = task(
+        tmp_path, "gone", [{"q": "a"}], output_type="loglikelihood_rolling", doc_to_target="{{q}}", doc_to_text=""
+    )
+    (tmp_path / "gone.jsonl").unlink()
+    with pytest.raises(GreenError, match="lm-eval: "):
+        lmeval.read([str(file)])

@@ -129,7 +129,8 @@ def test_longer_prompts_are_timed_and_drawn(tmp_path):
     found = greenllm.bench([path], effort=least, energy=False, prompt_tokens=8, answer_tokens=4, window=64,
                            lengths=[128, 16, 4096], report=tmp_path / "report")  # fmt: skip
     row = found.rows[0]
-    assert list(row.lengths) == ["16", "128"]  # 4096 is beyond its context
+    assert list(row.lengths) == ["16", "128"]
+    assert any("a prompt of 4096" in n for n in row.notes)  # beyond its context
     for figures in row.lengths.values():
         assert set(figures) == {"prefill", "first_token", "decode", "memory"}
         assert figures["memory"].value <= row["memory"].value * 1.2  # counted anew at each length

@@ -19,7 +19,7 @@ from lm_eval import __version__, simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
-from lm_eval.tasks import TaskManager
+from lm_eval.tasks import TaskManager, get_task_dict
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
@@ -131,10 +131,10 @@ class Served(TemplateLM):
 
 
 def read(tasks: Sequence[str]) -> list[str | dict[str, Any]]:
-    """Tasks by lm-eval's names, or from ``.yaml`` files without code of their own.
+    """Tasks by lm-eval's names, or from ``.yaml`` files without code of their own; their data are loaded once to see.
 
     Raises:
-        GreenError: no such task, or a file that is none.
+        GreenError: no such task, a file that is none, or data that cannot be had.
     """
     manager = TaskManager()
     found: list[str | dict[str, Any]] = []
@@ -145,6 +145,8 @@ def read(tasks: Sequence[str]) -> list[str | dict[str, Any]]:
             found += matches
         else:
             raise GreenError(f"lm-eval has no task {task!r}.", "`lm-eval ls tasks` lists them.")
+    with _told():
+        get_task_dict([*found], manager)
     return found
 
 
@@ -181,17 +183,24 @@ def run(session: Session, tasks: Sequence[str | dict[str, Any]], limit: int, *, 
 
 
 def _evaluate(model: Served, tasks: Sequence[str | dict[str, Any]], limit: int, *, chat: bool) -> dict[str, Any]:
+    with _told():
+        found = simple_evaluate(
+            model=model, tasks=list(tasks), limit=limit or None, log_samples=True, apply_chat_template=chat
+        )
+    return dict(found or {})
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What lm-eval raises is told in a line; findings about a model stay what they are."""
     try:
         with _quiet():
-            found = simple_evaluate(
-                model=model, tasks=list(tasks), limit=limit or None, log_samples=True, apply_chat_template=chat
-            )
+            yield
     except (GreenError, Failed):
         raise
     except Exception as e:
         why = str(e).splitlines()[0][:300] if str(e) else type(e).__name__
         raise GreenError(f"lm-eval: {why}", "Its data may be on a hub that cannot be reached from here.") from e
-    return dict(found or {})
 
 
 def _result(found: dict[str, Any], name: str, values: dict[str, Any], base: TaskResult | None) -> TaskResult:

@@ -10,6 +10,7 @@ from pathlib import Path
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
 from greenllm.bench.tasks.items import Item, Labelled, Question, Task
+from greenllm.bench.texts import spread
 from greenllm.errors import GreenError
 
 _LARGEST = 256 << 20
@@ -27,14 +28,8 @@ def read_all(names: Sequence[Path | str], limit: int = 0) -> list[Task]:
         if not own and str(name).startswith(f"{suite.NAME}/") and not Path(name).exists():
             known = ", ".join(t.name for t in suite.tasks())
             raise GreenError(f"The suite has no task {name}.", f"It has {known}.")
-        found += [replace(t, items=_spread(t.items, limit)) for t in own] or [read(name, limit)]
+        found += [replace(t, items=spread(t.items, limit or t.total)) for t in own] or [read(name, limit)]
     return found
-
-
-def _spread(items: Sequence[Item | Question], limit: int) -> list[Item | Question]:
-    """``limit`` of them (0: all), evenly spread."""
-    count = min(limit or len(items), len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def read(path: Path | str, limit: int = 0) -> Task:
@@ -56,7 +51,7 @@ def read(path: Path | str, limit: int = 0) -> Task:
     if not rows:
         raise GreenError(f"{path} has no items in it.", "One JSON object a line: context, choices, label.")
     items = _of_one_kind(path, rows)
-    return Task(f"{path.absolute().parent.name}/{path.stem}", _spread(items, limit), len(items))
+    return Task(f"{path.absolute().parent.name}/{path.stem}", spread(items, limit or len(items)), len(items))
 
 
 def _of_one_kind(path: Path, rows: list[Item | Question | Labelled]) -> list[Item | Question]:

@@ -10,7 +10,7 @@ model is.
 * ``suite/copying``: a list of words, once more, against three in which two words changed places.
 * ``suite/retrieval``: who has what, among eight that were told (in the way of Ruler's key-value task, Hsieh et al.,
   2024, arXiv:2404.06654, section 3).
-* ``suite/languages``: agreement in German, French, Spanish, Italian, Dutch, and what is eaten or drunk in Chinese.
+* ``suite/languages``: agreement in German, French, Spanish, Italian, Dutch; words that fit, in Chinese.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from itertools import product
 from random import Random
 
 from greenllm.bench.tasks.items import Item, Task
+from greenllm.bench.texts import spread
 
 NAME = "suite"
 
@@ -79,13 +80,8 @@ def tasks() -> list[Task]:
     """The five tasks, the same on every machine."""
     made = {"grammar": _grammar(), "arithmetic": _arithmetic(), "copying": _copying(), "retrieval": _retrieval(),
             "languages": _languages()}  # fmt: skip
-    found = []
-    for name, items in made.items():
-        every = list(items)
-        count = min(_EACH, len(every))
-        kept = [every[i * len(every) // count] for i in range(count)]
-        found.append(Task(f"{NAME}/{name}", kept, count))
-    return found
+    kept = {name: spread(list(items), _EACH) for name, items in made.items()}
+    return [Task(f"{NAME}/{name}", items, len(items)) for name, items in kept.items()]
 
 
 def _grammar() -> Iterator[Item]:
