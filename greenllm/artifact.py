@@ -197,6 +197,11 @@ def seal(path: Path, manifest: Manifest) -> Artifact:
     """Hash all files below ``path``, fill in date and versions, and write the manifest."""
     manifest.created = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
     manifest.versions = versions()
+    return relist(path, manifest)
+
+
+def relist(path: Path, manifest: Manifest) -> Artifact:
+    """Write the manifest with the files that lie below ``path`` now; date and versions stay those of the making."""
     manifest.files = hash_files(path)
     write_atomic(path / MANIFEST, json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False) + "\n")
     return Artifact(path, manifest)

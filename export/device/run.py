@@ -1,0 +1,455 @@
+"""Run this bundle: check its files, test itself, then answer. It needs what requirements.txt lists and nothing else.
+
+run.py "prompt"      an answer; of an encoder one line of JSON for each text: its embedding
+run.py --self-test   the golden answers of selftest.json, within the tolerances stated there
+run.py --check       the files alone: SHA-256 of each, none missing, none more
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MANIFEST, GOLDEN, GRAPH = "greenllm.json", "selftest.json", "model.onnx"
+
+
+class Refused(Exception):  # noqa: N818 - it is told to people
+    """Something is wrong with the bundle, the prompt or this machine, in one plain sentence."""
+
+
+def check(root: Path, expected: str | None = None) -> dict[str, Any]:
+    """The manifest of the bundle at ``root``, of which every file is what it says.
+
+    Args:
+        root: the bundle's directory.
+        expected: SHA-256 of the manifest itself, where it is known.
+
+    Raises:
+        Refused: a file is missing, changed, a link, of no use, or named so that it lies outside.
+    """
+    path = root / MANIFEST
+    if path.is_symlink() or not path.is_file():
+        raise Refused(f"{path}: missing, or no plain file.")
+    if expected and sha256(path) != expected:
+        raise Refused(f"{path}: it is not the manifest of this bundle.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        wanted = {name: (str(f["sha256"]), int(f["size"])) for name, f in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Refused(f"{path}: damaged ({e!r}).") from e
+    for name in wanted:
+        if name.startswith("/") or "\\" in name or ".." in name.split("/") or name in ("", ".", MANIFEST):
+            raise Refused(f"{path} names {name!r}, which is outside the bundle.")
+    there = set(plain_files(root)) - {MANIFEST}
+    for name in sorted(there ^ set(wanted)):
+        raise Refused(f"{root / name}: {'not part of this bundle' if name in there else 'missing'}.")
+    for name, (digest, size) in wanted.items():
+        if (root / name).stat().st_size != size or sha256(root / name) != digest:
+            raise Refused(f"{root / name}: its contents are not what {MANIFEST} says; it was changed or damaged.")
+    return dict(manifest)
+
+
+def plain_files(root: Path) -> Iterator[str]:
+    """Relative names of all files below ``root``.
+
+    Raises:
+        Refused: there is a link, or something that is neither file nor directory.
+    """
+    for folder, folders, files in os.walk(root):
+        for name in folders + files:
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise Refused(f"{path}: {'a link' if stat.S_ISLNK(mode) else 'no plain file'}; a bundle has none.")
+            if stat.S_ISREG(mode):
+                yield path.relative_to(root).as_posix()
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's contents."""
+    h = hashlib.sha256()
+    with path.open("rb") as f:
+        while True:
+            chunk = f.read(1 << 20)
+            if not chunk:
+                return h.hexdigest()
+            h.update(chunk)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+class Decoder(ABC):
+    """A text generator."""
+
+    ends: list[int]
+    context: int
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+
+    @abstractmethod
+    def start(self, ids: list[int], room: int) -> np.ndarray:
+        """Logits [V] after a prompt, with room for ``room`` tokens more."""
+
+    @abstractmethod
+    def step(self, token: int) -> np.ndarray:
+        """Logits [V] after one token more."""
+
+    @abstractmethod
+    def words(self) -> Callable[[int], str | None]:
+        """What turns the tokens of an answer, one after the other, into text."""
+
+    def ask(self, text: str) -> str:
+        """The text as a question in the model's chat template; as it is where there is none."""
+        return text
+
+    def _limits(self, ends: Any, context: Any) -> None:
+        self.ends = [int(t) for t in (ends if isinstance(ends, list) else [ends]) if t is not None]
+        self.context = int(context or 2048)
+
+    def answer(self, ids: list[int], count: int) -> Iterator[int]:
+        """Up to ``count`` tokens, the likeliest each time, until the model ends."""
+        if len(ids) >= self.context:
+            raise Refused(f"The prompt has {len(ids)} tokens; this model's context is {self.context}.")
+        count = min(count, self.context - len(ids))
+        token = int(self.start(ids, count).argmax())
+        for left in range(count, 0, -1):
+            if token in self.ends:
+                return
+            yield token
+            if left > 1:
+                token = int(self.step(token).argmax())
+
+    def record(self, text: str, count: int) -> dict[str, Any]:
+        """A golden case: the prompt's tokens, the likeliest ones after them, and their log-probabilities in nats."""
+        ids, answer, likely = self.encode(text), [], []
+        logits = self.start(ids, count)
+        for left in range(count, 0, -1):
+            answer.append(int(logits.argmax()))
+            likely.append(round(_log_probability(logits, answer[-1]), 4))
+            logits = self.step(answer[-1]) if left > 1 else logits
+        return {"text": text, "prompt": ids, "answer": answer, "log_probabilities": likely}
+
+    def departs(self, case: dict[str, Any], tolerance: dict[str, float]) -> str:
+        """What is wrong with a golden case here, in words, or "".
+
+        The expected tokens are fed, so that one near tie does not end the comparison.
+        """
+        if self.encode(case["text"]) != case["prompt"]:
+            return "the tokenizer splits it otherwise"
+        logits = self.start(case["prompt"], len(case["answer"]))
+        off = 0.0
+        for i, token in enumerate(case["answer"]):
+            logits = self.step(case["answer"][i - 1]) if i else logits
+            best = int(logits.argmax())
+            if not logits[token] >= logits[best] - tolerance["logit"]:
+                return f"token {i + 1} is {best}, not {token}, by {logits[best] - logits[token]:.3g} in logits"
+            off += abs(_log_probability(logits, token) - case["log_probabilities"][i]) / len(case["answer"])
+        return "" if off <= tolerance["nats"] else f"its tokens' log-probabilities are off by {off:.3g} nats on average"
+
+
+def _log_probability(logits: np.ndarray, token: int) -> float:
+    import numpy as np
+
+    x = logits.astype(np.float64)
+    return float(x[token] - x.max() - np.log(np.exp(x - x.max()).sum()))
+
+
+class Genai(Decoder):
+    """ONNX Runtime GenAI."""
+
+    def __init__(self, root: Path, threads: int) -> None:
+        import numpy as np
+        import onnxruntime_genai as og
+
+        if hasattr(og, "disable_telemetry_events"):
+            og.disable_telemetry_events()
+        told = _read(root / "genai_config.json")["model"]
+        self._limits(told.get("eos_token_id"), told.get("context_length"))
+        config = og.Config(str(root))
+        if threads:
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self._og, self._model, self._generator = og, og.Model(config), None
+        self._tokenizer = og.Tokenizer(self._model)
+        told = _read(root / "tokenizer_config.json")
+        self._template = "chat_template" in told or (root / "chat_template.jinja").is_file()
+        self._int32 = np.int32
+        self._array = np.array
+
+    def encode(self, text: str) -> list[int]:
+        """See :class:`Decoder`."""
+        return [int(t) for t in self._tokenizer.encode(text)]
+
+    def ask(self, text: str) -> str:
+        """See :class:`Decoder`."""
+        if not self._template:
+            return text
+        messages = json.dumps([{"role": "user", "content": text}])
+        return str(self._tokenizer.apply_chat_template(messages=messages, add_generation_prompt=True))
+
+    def start(self, ids: list[int], room: int) -> np.ndarray:
+        """See :class:`Decoder`."""
+        self._generator = None  # frees the old cache first
+        search = self._og.GeneratorParams(self._model)
+        search.set_search_options(max_length=len(ids) + room, do_sample=False, batch_size=1)
+        self._generator = self._og.Generator(self._model, search)
+        return self._feed(ids)
+
+    def step(self, token: int) -> np.ndarray:
+        """See :class:`Decoder`."""
+        return self._feed([token])
+
+    def _feed(self, ids: list[int]) -> np.ndarray:
+        self._generator.append_tokens(self._array(ids, dtype=self._int32))
+        return self._generator.get_output("logits")[0, -1]
+
+    def words(self) -> Callable[[int], str | None]:
+        """See :class:`Decoder`."""
+        return self._tokenizer.create_stream().decode
+
+
+def _tokenizer(root: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_file(str(root / "tokenizer.json"))
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def _session(root: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(root / GRAPH), options, providers=["CPUExecutionProvider"])
+
+
+class OnnxDecoder(Decoder):
+    """A plain ONNX graph with flat inputs, ``past…`` in and ``present…`` out; the prompt is gone on with as it is."""
+
+    def __init__(self, root: Path, session: Any) -> None:
+        import numpy as np
+        from onnxruntime import OrtValue
+
+        config = {**_read(root / "config.json"), **_read(root / "generation_config.json")}
+        self._limits(config.get("eos_token_id"), config.get("max_position_embeddings"))
+        self._session, self._np, self._value = session, np, OrtValue.ortvalue_from_numpy
+        self._tokenizer = _tokenizer(root)
+        self._inputs = {i.name: i for i in session.get_inputs()}
+        self._pasts = [n for n in self._inputs if n.startswith("past")]
+        self._outputs = ["logits", *(o.name for o in session.get_outputs() if o.name.startswith("present"))]
+        self._cache: list[Any] = []
+        self._length = 0
+
+    def encode(self, text: str) -> list[int]:
+        """See :class:`Decoder`."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def start(self, ids: list[int], room: int) -> np.ndarray:
+        """See :class:`Decoder`."""
+        del room  # the cache grows
+        np = self._np
+        shapes = [self._inputs[n].shape for n in self._pasts]
+        self._cache = [self._value(np.zeros((1, s[1], 0, s[3]), np.float32)) for s in shapes]
+        self._length = 0
+        return self._feed(ids)
+
+    def step(self, token: int) -> np.ndarray:
+        """See :class:`Decoder`."""
+        return self._feed([token])
+
+    def _feed(self, ids: list[int]) -> np.ndarray:
+        np, total = self._np, self._length + len(ids)
+        feed = {
+            "input_ids": np.array([ids], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            "position_ids": np.arange(self._length, total)[None],
+        }
+        values = {n: self._value(x) for n, x in feed.items() if n in self._inputs}
+        values.update(zip(self._pasts, self._cache))  # noqa: B905 - Python 3.8 has no strict
+        logits, *self._cache = self._session.run_with_ort_values(self._outputs, values)
+        self._length = total
+        return logits.numpy()[0, -1]
+
+    def words(self) -> Callable[[int], str | None]:
+        """See :class:`Decoder`."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._tokenizer, token)
+
+
+class Encoder:
+    """A sentence encoder or classifier: a vector for each text, pooled as ``1_Pooling/config.json`` says."""
+
+    def __init__(self, root: Path, session: Any) -> None:
+        self._session = session
+        self._names = [i.name for i in session.get_inputs()]
+        self._tokenizer = _tokenizer(root)
+        self._context = int(_read(root / "config.json").get("max_position_embeddings") or 512)
+        asked = [k for k, v in _read(root / "1_Pooling" / "config.json").items() if k.startswith("pooling_mode_") and v]
+        self._pooling = asked[0] if len(asked) == 1 else "pooling_mode_mean_tokens"
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def vector(self, ids: list[int]) -> np.ndarray:
+        """float32 [H]: the embedding of a text's tokens, or a classifier's logits."""
+        import numpy as np
+
+        if len(ids) > self._context:
+            raise Refused(f"The text has {len(ids)} tokens; this model's context is {self._context}.")
+        row = np.array([ids], dtype=np.int64)
+        feed = {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
+        found = self._session.run(None, {n: feed[n] for n in self._names})[0][0].astype(np.float32)
+        if found.ndim == 1:
+            return found
+        if self._pooling == "pooling_mode_cls_token":
+            return found[0]
+        return found.max(0) if self._pooling == "pooling_mode_max_tokens" else found.mean(0)
+
+    def record(self, text: str, count: int) -> dict[str, Any]:
+        """A golden case: the text's tokens and its vector."""
+        del count
+        ids = self.encode(text)
+        return {"text": text, "prompt": ids, "vector": [round(float(x), 6) for x in self.vector(ids)]}
+
+    def departs(self, case: dict[str, Any], tolerance: dict[str, float]) -> str:
+        """What is wrong with a golden case here, in words, or ""."""
+        import numpy as np
+
+        if self.encode(case["text"]) != case["prompt"]:
+            return "the tokenizer splits it otherwise"
+        want = np.array(case["vector"])
+        off = float(np.linalg.norm(self.vector(case["prompt"]) - want) / np.linalg.norm(want))
+        return "" if off <= tolerance["relative"] else f"its vector is off by {off:.3g} of its length"
+
+
+def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encoder:
+    """The model, ready.
+
+    Args:
+        root: the bundle's directory, checked.
+        kind: of the artifact: "genai" or "onnx".
+        threads: CPU threads; 0 leaves it to the runtime.
+
+    Raises:
+        Refused: a package is missing, or the runtime cannot load the model.
+    """
+    try:
+        if kind == "genai":
+            return Genai(root, threads)
+        session = _session(root, threads)
+        past = any(i.name.startswith("past") for i in session.get_inputs())
+        return OnnxDecoder(root, session) if past else Encoder(root, session)
+    except ImportError as e:
+        raise Refused(f"{e}. Install what requirements.txt lists: pip install -r {root / 'requirements.txt'}") from e
+    except Exception as e:  # the runtimes' exceptions share no base
+        raise Refused(f"{root} cannot be loaded: {str(e).splitlines()[0]}") from e
+
+
+def self_test(model: Any, root: Path) -> str:
+    """One line on the golden cases, all of which hold.
+
+    Raises:
+        Refused: one does not.
+    """
+    golden = _read(root / GOLDEN)
+    for number, case in enumerate(golden["cases"], 1):
+        wrong = model.departs(case, golden["tolerance"])
+        if wrong:
+            raise Refused(
+                f"Self-test {number} of {len(golden['cases'])} failed ({case['text'][:40]!r}): {wrong}. "
+                f"Tolerance: {golden['tolerance']}; {golden['reason']}"
+            )
+    return f"self-test: {len(golden['cases'])} of {len(golden['cases'])} golden cases hold ({golden['arithmetic']})"
+
+
+def _tested(root: Path) -> Path:
+    """Where it is noted that this bundle has passed its self-test on this machine with these versions."""
+    from importlib.metadata import distributions
+
+    runtimes = sorted(
+        f"{d.metadata['Name']} {d.version}"
+        for d in distributions()
+        if str(d.metadata["Name"]).startswith(("onnxruntime", "tokenizers", "numpy"))
+    )
+    key = "\n".join(
+        [sha256(root / MANIFEST), platform.node(), platform.machine(), platform.python_version(), *runtimes]
+    )
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "greenllm" / "tested" / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _prove(model: Any, root: Path, *, again: bool) -> None:
+    """The self-test, before anything else the first time; then only when asked."""
+    note = _tested(root)
+    if again or not note.is_file():
+        print(self_test(model, root), file=sys.stderr)
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.touch()
+        except OSError:
+            return  # nowhere to note it: it is tested each time
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="*", help="a prompt; for an encoder any number of texts")
+    parser.add_argument("--max-tokens", type=int, default=256, help="length of the answer at most")
+    parser.add_argument("--raw", action="store_true", help="no chat template around the prompt")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: the runtime's choice")
+    parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    found = parser.parse_args()
+    if not (found.text or found.self_test or found.check):
+        parser.error("give a prompt, --self-test or --check")
+    return found
+
+
+def main() -> int:
+    """Exit code 0 when done, 1 when refused."""
+    asked = _arguments()
+    root = Path(__file__).resolve().parent
+    try:
+        manifest = check(root)
+        if asked.check:
+            print(f"{len(manifest['files'])} files are what {MANIFEST} says", file=sys.stderr)
+            return 0
+        model = load(root, manifest["kind"], asked.threads)
+        _prove(model, root, again=asked.self_test)
+        if isinstance(model, Encoder):
+            for text in asked.text:
+                print(json.dumps([round(float(x), 6) for x in model.vector(model.encode(text))]))
+        elif asked.text:
+            prompt = " ".join(asked.text)
+            word = model.words()
+            for token in model.answer(model.encode(prompt if asked.raw else model.ask(prompt)), asked.max_tokens):
+                print(word(token) or "", end="", flush=True)
+            print()
+    except Refused as e:
+        print(f"Error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
