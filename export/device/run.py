@@ -14,6 +14,7 @@ import os
 import platform
 import stat
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,7 +185,8 @@ class Genai(Decoder):
         config = og.Config(str(root))
         if threads:
             config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
-        self._og, self._model, self._generator = og, og.Model(config), None
+        self._og, self._model = og, og.Model(config)
+        self._generator: Any = None
         self._tokenizer = og.Tokenizer(self._model)
         told = _read(root / "tokenizer_config.json")
         self._template = "chat_template" in told or (root / "chat_template.jinja").is_file()
