@@ -142,10 +142,15 @@ def sha256(path: Path) -> str:
     return h.hexdigest()
 
 
+def file_of(path: Path) -> File:
+    """Hash and size of a file."""
+    return File(sha256=sha256(path), size=path.stat().st_size)
+
+
 def hash_files(root: Path) -> dict[str, File]:
     """Hash every regular file below ``root`` (but the manifest); keys are POSIX relative paths."""
     return {
-        p.relative_to(root).as_posix(): File(sha256=sha256(p), size=p.stat().st_size)
+        p.relative_to(root).as_posix(): file_of(p)
         for p in sorted(root.rglob("*"))
         if p.is_file() and p != root / MANIFEST
     }

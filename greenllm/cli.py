@@ -325,9 +325,11 @@ def _interrupted(_signal: int, _frame: object) -> NoReturn:
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: exit code 0 when done, 1 on a told error, 130 on Ctrl-C."""
     from greenllm.commands import add_step_commands
+    from greenllm.device_commands import add_device_commands
 
     arguments = sys.argv[1:] if arguments is None else arguments
     add_step_commands(app, arguments)
+    add_device_commands(app)
     signal.signal(signal.SIGINT, _interrupted)
     try:
         app(args=arguments, standalone_mode=True)

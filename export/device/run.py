@@ -237,6 +237,8 @@ def _tokenizer(root: Path) -> Any:
 def _session(root: Path, threads: int) -> Any:
     import onnxruntime
 
+    if hasattr(onnxruntime, "disable_telemetry_events"):
+        onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
