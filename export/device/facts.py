@@ -11,7 +11,7 @@ from typing import Any
 
 from greenllm.export.device.wire import Trouble
 
-_PROBE = "import sys, platform; print(sys.executable, platform.python_version())"
+_PROBE = "import platform; print(platform.python_version())"
 
 
 def facts(base: Path, python: str) -> dict[str, Any]:
@@ -47,12 +47,12 @@ def interpreter(python: str) -> tuple[str, str]:
     Raises:
         Trouble: it is not there, or does not run.
     """
-    path = str(Path(python).expanduser()) if "/" in python else python
+    path = shutil.which(str(Path(python).expanduser())) or python
     try:
-        found = subprocess.run([path, "-I", "-c", _PROBE], capture_output=True, text=True, check=True).stdout.split()
-        return found[0], found[1]
-    except (OSError, subprocess.CalledProcessError, IndexError) as e:
+        found = subprocess.run([path, "-I", "-c", _PROBE], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as e:
         raise Trouble(f"The device has no Python called {python!r}.", "Name one that it has: --python PATH.") from e
+    return os.path.abspath(path), found  # noqa: PTH100 - a link to an interpreter is an environment of its own
 
 
 def _memory() -> dict[str, int]:
