@@ -47,8 +47,8 @@ _TOLERANCES: dict[str, dict[str, float]] = {
 }
 _REASONS = {
     "fp32": "the same sums in another order, in float32.",
-    "int8": "inputs are rounded to int8 on the way: another processor sums in another order, a code here and there "
-    "falls to its neighbour, and the difference grows from layer to layer.",
+    "int8": "inputs are rounded to int8 on the way, and each processor's kernels sum in an order of their own; "
+    "allowed is a little more than not rounding at all changes (SmolLM2 in int4: 0.12 logits, 0.07 nats).",
 }
 
 
