@@ -16,7 +16,7 @@ from greenllm.artifact import Artifact
 from greenllm.errors import GreenError
 from greenllm.export import archive
 from greenllm.export.bundle import REQUIREMENTS, Needs, check
-from greenllm.export.deploy.fit import check as check_fit
+from greenllm.export.deploy import fit
 from greenllm.export.deploy.ssh import Device, Where
 from greenllm.progress import Progress, Silent
 
@@ -105,13 +105,13 @@ def _copy(
     sizes = {n: f.size for n, f in files.items()}
     digests = {n: f.sha256 for n, f in files.items()}
     pins = (found.path / REQUIREMENTS).read_text(encoding="utf-8").splitlines()
-    check_fit(needs, facts, copy=0, environment=False)
+    progress.note(fit.check(needs, facts))
     here = device.call("begin", name=name, key=digests[artifact.MANIFEST], sizes=sizes)
     rest = {n: size - here.get(n, 0) for n, size in sizes.items() if here.get(n, -1) != size}
     needed = sum(r if r > 0 else sizes[n] for n, r in rest.items())
     missing = device.call("find", lines=pins) is None
     extra = sum(p.stat().st_size for p in Path(wheels).glob("*.whl")) if wheels and missing else 0
-    progress.note(check_fit(needs, facts, copy=needed + extra, environment=missing))
+    fit.check_disk(facts, copy=needed + extra, environment=missing)
     for _ in range(_TRIES):
         progress.stage("copying", max(needed, 1))
         for n, r in rest.items():

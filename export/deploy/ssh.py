@@ -59,14 +59,14 @@ class Where:
         port: of its server; None as ssh's configuration says.
         identity: file of a private key.
         config: a configuration for ssh other than ``~/.ssh/config``.
-        shell: name of the Python that the device has for our program.
+        interpreter: name of the Python that the device has for our program.
     """
 
     host: str
     port: int | None = None
     identity: Path | None = None
     config: Path | None = None
-    shell: str = "python3"
+    interpreter: str = "python3"
 
     def command(self) -> list[str]:
         """The ssh client's command line, without a command for the device.
@@ -104,7 +104,7 @@ class Device:
     def __init__(self, where: Where, note: Callable[[str], None]) -> None:
         self._where, self._note = where, note
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        boot = f"exec {shlex.quote(where.shell)} -I -u -c {shlex.quote(_BOOT)}"
+        boot = f"exec {shlex.quote(where.interpreter)} -I -u -c {shlex.quote(_BOOT)}"
         self._process = subprocess.Popen(
             [*where.command(), boot], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             start_new_session=True,  # Ctrl-C is for us alone: the device still has to put things back
@@ -245,7 +245,7 @@ def explain(said: str, code: int, where: Where) -> GreenError:
             "Passwords are not asked for: use a key (--identity FILE, or ssh-add), which ssh-copy-id puts there.",
         )
     if code == 127:  # noqa: PLR2004 - a shell's word for: no such program
-        return GreenError(f"{host} has no {where.shell}: {last}", "Install Python 3 on the device.")
+        return GreenError(f"{host} has no {where.interpreter}: {last}", "Install Python 3 on the device.")
     if re.search(r"resolve|refused|timed out|No route|unreachable|not known", said) and "closed" not in last:
         return GreenError(f"{host} cannot be reached: {last}", "Check its name, --port, and that it is on.")
     return GreenError(
