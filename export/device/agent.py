@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Agent:
         self._lock = -1
 
     def look(self, base: str, python: str) -> dict[str, Any]:
-        """What the device is and has; nothing is changed, but for a power mode that an ended sweep left."""
+        """What the device is and has; nothing is changed."""
         self._base = expand(base)
         self._note = self._base / "power-mode"
         found = facts(self._base, python)
@@ -172,5 +173,7 @@ def _answer(action: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, 
         return {"error": str(e), "fix": ""}
     except OSError as e:
         return {"error": f"{e.filename or 'the device'}: {e.strerror}", "fix": ""}
+    except subprocess.CalledProcessError as e:
+        return {"error": f"{e.cmd[0]} does not run on the device: exit code {e.returncode}", "fix": "See --python."}
     except json.JSONDecodeError as e:
         return {"error": f"An answer on the device is not what it should be: {e}", "fix": ""}

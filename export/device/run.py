@@ -384,7 +384,8 @@ def self_test(model: Any, root: Path) -> str:
                 f"Self-test {number} of {len(golden['cases'])} failed ({case['text'][:40]!r}): {wrong}. "
                 f"Tolerance: {golden['tolerance']}; {golden['reason']}"
             )
-    return f"self-test: {len(golden['cases'])} of {len(golden['cases'])} golden cases hold ({golden['arithmetic']})"
+    count = len(golden["cases"])
+    return f"self-test: {count} of {count} golden cases hold (multiplied in {golden['arithmetic']})"
 
 
 def _tested(root: Path) -> Path:
