@@ -17,8 +17,9 @@ from greenllm import pipeline
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.generate import stream
+from greenllm.progress import Silent
 from greenllm.prune.tokens import FastTokenizer
-from greenllm.prune.vocabulary import counts, ranked
+from greenllm.prune.vocabulary import counts, expected, ranked
 from greenllm.recipe import Calibration, Recipe, make_step
 
 KNOWN = (
@@ -210,6 +211,33 @@ def test_a_ratio_says_how_many_stay(bpe, corpus, tmp_path):
     assert before * 0.9 - 8 * 64 <= result["parameters"]["after"] <= before * 0.9
     assert result["cut"]["vocabulary"][1] % 8 == 0
     assert open_checkpoint(found.path).parameters == result["parameters"]["after"]
+
+
+@torch.no_grad()
+def test_a_model_says_which_tokens_it_expects(bpe, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    short = tmp_path / "short.txt"
+    short.write_text(text(7, n=50))
+    ids = AutoTokenizer.from_pretrained(bpe)(short.read_text())["input_ids"]
+    want = AutoModelForCausalLM.from_pretrained(bpe)(torch.tensor([ids])).logits[0].double().softmax(-1).mean(0)
+    found = expected(open_checkpoint(bpe), [str(short), str(short)], Silent())  # twice the same has the same mean
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-9)
+
+
+def test_of_tokens_that_never_occur_those_that_are_expected_stay(bpe):
+    tokenizer = FastTokenizer(bpe)
+    never = sorted(set(tokenizer.ids.values()) - set(counts(tokenizer.file, [text()])))
+    names = {i: t for t, i in tokenizer.ids.items()}
+    parts = {p for i in never if names[i] not in tokenizer.added for p in tokenizer.parts(names[i]) - {names[i]}}
+    ends = [
+        i for i in never if names[i] not in tokenizer.base() | set(tokenizer.added) | parts
+    ]  # of which none is made
+    chance = {i: 1e-6 * n for n, i in enumerate(ends, 1)}
+    order = [i for i, _ in ranked(tokenizer, chance, set(), len(tokenizer.ids))]
+    places = [order.index(i) for i in ends]
+    assert len(places) > 10
+    assert places == sorted(places, reverse=True)
 
 
 def test_pruned_then_quantized_then_exported_runs(bpe, corpus, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +219,11 @@ class Vocabulary:
         texts: Iterable[str] = itertools.chain(own, *(calibration.texts(s) for s in self.sources))
         used = vocabulary.counts(self.tokenizer.file, texts)
         rows = self.anatomy.sizes[VOCABULARY]
-        order = vocabulary.ranked(self.tokenizer, used, vocabulary.ids_in_configs(self.checkpoint), rows)
+        context.progress.advance()
+        named = vocabulary.ids_in_configs(self.checkpoint)
+        order = vocabulary.ranked(self.tokenizer, self._need(used, context), named, rows)
         size = vocabulary.size_for(self.anatomy, order, self.target, self.multiple)
         stay = sorted(i for i, _ in order[:size])
-        context.progress.advance()
         covered = sum(used[i] for i in stay) / max(1, used.total())
         return {
             "parameters": vocabulary.write_vocabulary(self.anatomy, self.tokenizer, out, stay),
@@ -229,6 +231,13 @@ class Vocabulary:
             "parts": {VOCABULARY: [float(used.total()), covered]},
             "used": sum(1 for n in used.values() if n),
         }
+
+    def _need(self, used: Counter[int], context: Context) -> Mapping[int, float]:
+        """How often each token occurs; with what the model expects of it where a target leaves no room for all."""
+        if self.target is None or self.checkpoint.task != GENERATION:
+            return used
+        expected = vocabulary.expected(self.checkpoint, self.sources, context.progress) * used.total()
+        return {i: used[i] + float(n) for i, n in enumerate(expected.tolist())}
 
 
 def _short(scores: Tensor) -> list[float]:

@@ -15,6 +15,7 @@ from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.prune.run import PERPLEXITY_TOKENS, Depth, Vocabulary, Width
 from greenllm.prune.sparse import Sparsity, check_pattern, sparsify
+from greenllm.prune.vocabulary import estimate_expected
 from greenllm.quantize.step import estimate
 from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
 
@@ -99,7 +100,9 @@ class Prune:
         """A forward pass, with second moments and what is done with them for zeros; a pass a block for perplexity."""
         n, write = checkpoint.parameters, 5 + checkpoint.parameters / 1e8
         if self.kind == "vocabulary":
-            return Estimate(write + 20, BASE_BYTES + 5 * n)
+            asks = bool(self.ratio or self.to)
+            asked = estimate_expected(checkpoint) if asks else Estimate(0, 0)
+            return Estimate(write + 20 + asked.seconds, BASE_BYTES + 5 * n + asked.peak_bytes)
         if self.kind in _SPARSE or (self.kind == "width" and self.solve):
             found = estimate(checkpoint, tokens, head=False)
             return Estimate(found.seconds + 3e-8 * n * self.solve * (self.kind != "width"), found.peak_bytes)
