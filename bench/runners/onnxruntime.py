@@ -13,6 +13,7 @@ from greenllm import artifact
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
 from greenllm.bench.runners.values import values
 from greenllm.errors import GreenError
+from greenllm.export.device.run import EXACT
 
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
@@ -43,6 +44,7 @@ def open_session(graph: Path, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT)
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
