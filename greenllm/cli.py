@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from greenllm import __version__
-from greenllm.errors import GreenError
+from greenllm.ask import chat, run, serve
+from greenllm.errors import GreenError, Interrupted
 
 app = typer.Typer(
     name="greenllm",
@@ -225,22 +226,8 @@ def report(
         screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
 
 
-@app.command()
-def run(
-    model: Annotated[str, typer.Argument(help="what compress or export made", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help="what to ask", show_default=False)],
-    max_tokens: Annotated[int, typer.Option(min=1, help="length of the answer at most")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token")] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="no chat template around the prompt")] = False,
-    threads: ThreadsOption = None,
-) -> None:
-    """Stream an answer from a compressed model."""
-    from greenllm.generate import stream
-
-    for piece in stream(model, prompt, max_tokens=max_tokens, temperature=temperature, raw=raw, threads=threads):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+for each in (run, chat, serve):
+    app.command()(each)
 
 
 @app.command()
@@ -312,10 +299,6 @@ def set_threads(threads: int | None) -> None:
 
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-
-
-class Interrupted(GreenError):  # noqa: N818 - it is no error
-    """Ctrl-C, in a form that no library between here and there swallows."""
 
 
 def _interrupted(_signal: int, _frame: object) -> NoReturn:

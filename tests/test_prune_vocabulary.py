@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import greenllm
 from greenllm import pipeline
+from greenllm.answer import stream
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
-from greenllm.generate import stream
 from greenllm.progress import Silent
 from greenllm.prune.tokens import FastTokenizer
 from greenllm.prune.vocabulary import counts, expected, ranked
