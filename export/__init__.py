@@ -24,6 +24,7 @@ def export(
     *,
     to: str | None = None,
     target: str = "cpu",
+    type: str | None = None,  # noqa: A002 - llama.cpp's word for it
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -32,18 +33,25 @@ def export(
     Args:
         checkpoint: hub id, directory, ``.gguf`` file or artifact; dense or packed.
         out: directory to make.
-        to: "genai" (ONNX Runtime GenAI) or "onnx" (plain ONNX); None takes what the target runs best.
+        to: "genai" (ONNX Runtime GenAI), "onnx" (plain ONNX) or "gguf"; None takes what the target runs best.
         target: name of a target or a YAML file.
+        type: of GGUF alone, see :func:`greenllm.export.gguf.export_gguf`.
         force: replace ``out``.
         progress: told of each stage.
 
     Returns:
-        An artifact of kind "genai" or "onnx".
+        An artifact of kind "genai", "onnx" or "gguf".
 
     Raises:
         GreenError: an architecture or weights that the format cannot hold, or an export that departs from
             its source; nothing lies under ``out`` then.
     """
+    if to == "gguf":
+        from greenllm.export.gguf import export_gguf
+
+        return export_gguf(checkpoint, out, kind=type, force=force, progress=progress)
+    if type is not None:
+        raise GreenError("Types are GGUF's alone.", "Add --to gguf, or leave out --type.")
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export.genai import write_genai
     from greenllm.export.onnx import integer_inputs, write_onnx
@@ -84,7 +92,7 @@ def export(
 
 def _format(to: str, task: str) -> Format:
     if to not in get_args(Format):
-        raise GreenError(f"No export format is called {to!r}.", f"Choose {' or '.join(get_args(Format))}.")
+        raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))} or gguf.")
     if to == "genai" and task != "text-generation":
         raise GreenError(f"ORT-GenAI runs decoders; this model does {task}.", "Export it with --to onnx.")
     return to  # type: ignore[return-value]

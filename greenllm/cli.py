@@ -116,8 +116,11 @@ def compress(
 def export(
     checkpoint: ModelArg,
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
-    to: Annotated[str | None, typer.Option(help="genai or onnx; default: what the target runs best")] = None,
+    to: Annotated[str | None, typer.Option(help="genai, onnx or gguf; default: what the target runs best")] = None,
     target: TargetOption = "cpu",
+    type: Annotated[  # noqa: A002 - llama.cpp's word for it
+        str | None, typer.Option(help="of GGUF: f32, f16, q8_0 or q4_0; default: f16, or what is packed as it is")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -125,7 +128,7 @@ def export(
     from greenllm.screen import Bars
 
     with Bars(console) as bars:
-        done = room(checkpoint, out, to=to, target=target, force=force, progress=bars)
+        done = room(checkpoint, out, to=to, target=target, type=type, force=force, progress=bars)
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 
 
