@@ -49,11 +49,18 @@ def find(model: str | Path | Artifact) -> Target:
     """
     engine, colon, rest = str(model).partition(":")
     found = dataclasses.replace(_find(rest), runner=engine) if colon and engine in RUNNERS else _find(model)
-    if (needed := _PEERS.get(found.runner)) and not importlib.util.find_spec(needed):
-        raise GreenError(
-            f"{model} is run by {found.runner}, which is not installed here.", 'pip install "greenllm[peers]"'
-        )
+    check_engine(found.runner, str(model))
     return found
+
+
+def check_engine(runner: str, model: str) -> None:
+    """Refuse what an engine would run that is not here.
+
+    Raises:
+        GreenError: it is not installed.
+    """
+    if (needed := _PEERS.get(runner)) and not importlib.util.find_spec(needed):
+        raise GreenError(f"{model} is run by {runner}, which is not installed here.", 'pip install "greenllm[peers]"')
 
 
 def _find(model: str | Path | Artifact) -> Target:

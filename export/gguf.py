@@ -118,7 +118,7 @@ def write(
     """
     progress = progress or Silent()
     chosen = _kind(source, kind)
-    architecture = _check(source)
+    architecture = architecture_of(source)
     tensors = plan(source, architecture, chosen)
     writer = gguf.GGUFWriter(file, architecture)
     _describe(writer, source.config, architecture)
@@ -228,7 +228,7 @@ def _kind(source: Checkpoint, kind: str | None) -> str:
     return blocks.main_type(source)
 
 
-def _check(source: Checkpoint) -> str:
+def architecture_of(source: Checkpoint) -> str:
     """llama.cpp's name of the architecture.
 
     Raises:

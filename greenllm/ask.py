@@ -37,17 +37,19 @@ def run(
 ) -> None:
     """Stream an answer from an exported model; an encoder's answer is an embedding."""
     from greenllm import generate, talk
+    from greenllm.export.archive import opened
 
-    directory = generate.find(model)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if generate.is_encoder(directory):
-        _embed(directory, text, threads)
-        return
-    loaded = generate.load(model, threads=threads)
-    ids = talk.first(loaded, text, system=system, raw=raw)
-    settings = generate.Settings(max_tokens, temperature, top_p, seed)
-    if talk.say(loaded, ids, settings).finish is None:
-        raise typer.Exit(130)
+    with opened(Path(model).expanduser()) as path:
+        directory = generate.find(path)
+        text = sys.stdin.read() if prompt == "-" else prompt
+        if generate.is_encoder(directory):
+            _embed(directory, text, threads)
+            return
+        loaded = generate.open_found(directory, threads=threads)
+        ids = talk.first(loaded, text, system=system, raw=raw)
+        settings = generate.Settings(max_tokens, temperature, top_p, seed)
+        if talk.say(loaded, ids, settings).finish is None:
+            raise typer.Exit(130)
 
 
 def chat(
@@ -61,9 +63,11 @@ def chat(
 ) -> None:
     """Talk with a model; /reset forgets, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
     from greenllm import generate, talk
+    from greenllm.export.archive import opened
 
-    loaded = generate.load(model, threads=threads, keep=True)
-    talk.talk(loaded, generate.Settings(max_tokens, temperature, top_p, seed), system)
+    with opened(Path(model).expanduser()) as path:
+        loaded = generate.load(path, threads=threads, keep=True)
+        talk.talk(loaded, generate.Settings(max_tokens, temperature, top_p, seed), system)
 
 
 def serve(
@@ -83,8 +87,11 @@ def serve(
         if e.name not in ("starlette", "uvicorn"):
             raise
         raise GreenError(f"{e.name} is not installed.", 'Install it: pip install "greenllm[serve]".') from e
+    from greenllm.export.archive import opened
+
     try:
-        room.serve(model, host=host, port=port, key_file=api_key_file, waiting=queue, threads=threads)
+        with opened(Path(model).expanduser()) as path:
+            room.serve(path, host=host, port=port, key_file=api_key_file, waiting=queue, threads=threads)
     except Interrupted:
         sys.stderr.write("Stopped.\n")
 

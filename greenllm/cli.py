@@ -33,6 +33,7 @@ ModelArg = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="directory to make; default: from the model's name")
 ]
+ToOption = Annotated[str | None, typer.Option(help="genai, onnx or gguf; default: what the target runs best")]
 TargetOption = Annotated[str, typer.Option(help="what it will run on; `greenllm targets` lists them")]
 CountryOption = Annotated[
     str | None, typer.Option(help="ISO code of the electricity grid, for gCO2e (DEU, FRA, USA, CHN …)")
@@ -60,6 +61,7 @@ EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long t
 def compress(
     model: ModelArg,
     out: OutOption = None,
+    to: ToOption = None,
     target: TargetOption = "cpu",
     recipe: Annotated[
         str | None, typer.Option(help="built-in name or YAML file; default: int4, or mixed where there is a budget")
@@ -96,7 +98,7 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size)
     out = out or default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench)
@@ -116,7 +118,7 @@ def compress(
 def export(
     checkpoint: ModelArg,
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
-    to: Annotated[str | None, typer.Option(help="genai, onnx or gguf; default: what the target runs best")] = None,
+    to: ToOption = None,
     target: TargetOption = "cpu",
     type: Annotated[  # noqa: A002 - llama.cpp's word for it
         str | None, typer.Option(help="of GGUF: f32, f16, q8_0 or q4_0; default: f16, or what is packed as it is")

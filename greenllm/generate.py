@@ -165,12 +165,16 @@ def load(model: str | Path, *, threads: int | None = None, keep: bool = False) -
     Raises:
         GreenError: there is none, it was changed, it gives embeddings, or it cannot be loaded.
     """
-    directory = find(model)
+    return open_found(find(model), threads=threads, keep=keep)
+
+
+def open_found(directory: Path, *, threads: int | None = None, keep: bool = False) -> Model:
+    """A text generator in a directory that :func:`find` gave; see :func:`load`."""
     if is_genai(directory):
         return GenaiModel(directory, threads=threads, keep=keep)
     if is_encoder(directory):
         raise GreenError(
-            f"{model} gives embeddings and does not generate text.",
+            f"{directory} gives embeddings and does not generate text.",
             'See one: greenllm run OUT "text"; or: greenllm serve OUT.',
         )
     return OnnxModel(directory, threads=threads)

@@ -72,7 +72,7 @@ def open_model(model: str | Path, threads: int | None) -> Served:
         return Served(name, embedder=Embedder(directory, threads=threads))
     if not generate.is_genai(directory):
         raise GreenError(f"{model} is plain ONNX; text is served by ORT-GenAI.", "Export it with --to genai.")
-    return Served(name, model=generate.load(model, threads=threads, keep=True))
+    return Served(name, model=generate.open_found(directory, threads=threads, keep=True))
 
 
 def listen(host: str, port: int) -> socket.socket:
