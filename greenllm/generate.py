@@ -193,12 +193,13 @@ def find(model: str | Path) -> Path:
         path = found.path
     if is_genai(path) or any(path.glob("*.onnx")):
         return path
+    if file := next(path.glob("*.gguf"), path if path.suffix == ".gguf" else None):
+        raise GreenError(
+            f"{model} is GGUF, which llama.cpp runs: llama-cli -m {file}.",
+            f"Or export it for here: greenllm export {file} -o OUT.",
+        )
     if (path / "config.json").is_file():
         raise GreenError(f"{model} is a checkpoint.", f"Export it first: greenllm export {model} -o OUT.")
-    if any(path.glob("*.gguf")) or path.suffix == ".gguf":
-        raise GreenError(
-            f"{model} is GGUF, which llama.cpp runs.", f"Export it for here: greenllm export {model} -o OUT."
-        )
     what = "no such directory" if not path.exists() else "no exported model"
     raise GreenError(f"{path}: {what}.", "Give what `greenllm compress` or `greenllm export` made.")
 

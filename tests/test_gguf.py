@@ -11,8 +11,7 @@ import torch
 from conftest import make_llama
 from transformers import AutoModelForCausalLM
 
-import greenllm
-from greenllm import artifact
+from greenllm import artifact, pipeline, recipe
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import export, gguf_blocks
@@ -66,9 +65,9 @@ def test_llamacpp_says_what_torch_says_of_the_same_weights(source, tmp_path, kin
 
 
 def test_packed_codes_go_into_blocks_as_they_are(source, tmp_path):
-    recipe = tmp_path / "rtn.yaml"
-    recipe.write_text("steps: [{hqq: {bits: 4, group: 32, symmetric: true}}]\n", encoding="utf-8")
-    packed = greenllm.pipeline.run_steps(source, tmp_path / "packed", greenllm.recipe.load(recipe))
+    file = tmp_path / "rtn.yaml"
+    file.write_text("steps: [{hqq: {bits: 4, group: 32, symmetric: true}}]\n", encoding="utf-8")
+    packed = pipeline.run_steps(source, tmp_path / "packed", recipe.load(file))
     made = export(packed, tmp_path / "out", to="gguf")
     checked = made.manifest.details
     assert "Q4_0" in checked["types"]
