@@ -66,7 +66,7 @@ def test_llamacpp_says_what_torch_says_of_the_same_weights(source, tmp_path, kin
 
 def test_packed_codes_go_into_blocks_as_they_are(source, tmp_path):
     file = tmp_path / "rtn.yaml"
-    file.write_text("steps: [{hqq: {bits: 4, group: 32, symmetric: true}}]\n", encoding="utf-8")
+    file.write_text("steps: [{quantize: {method: rtn}}]\n", encoding="utf-8")
     packed = pipeline.run_steps(source, tmp_path / "packed", recipe.load(file))
     made = export(packed, tmp_path / "out", to="gguf")
     checked = made.manifest.details
