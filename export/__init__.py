@@ -106,8 +106,10 @@ def check_format(source: Checkpoint, to: str) -> None:
         raise GreenError(f"ORT-GenAI runs decoders; this model does {source.task}.", "Export it with --to onnx.")
     if to == "gguf":
         from greenllm.export.gguf import architecture_of
+        from greenllm.export.gguf_tokenizer import read_tokenizer
 
         architecture_of(source)
+        read_tokenizer(source.path)
 
 
 def _names(graph: Path) -> dict[str, list[str]]:

@@ -26,8 +26,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, directory: Path, size: int) -> None
     Raises:
         GreenError: there is no tokenizer.json, or one that cuts text in a way that llama.cpp does not have.
     """
-    tokenizer = Tokenizer(directory)
-    held = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer, held = Tokenizer(directory), read_tokenizer(directory)
     sentencepiece = _is_sentencepiece(held)
     writer.add_tokenizer_model("llama" if sentencepiece else "gpt2")
     writer.add_tokenizer_pre("default" if sentencepiece else rule_of(held, directory))
@@ -38,11 +37,24 @@ def write_tokenizer(writer: gguf.GGUFWriter, directory: Path, size: int) -> None
         writer.add_add_space_prefix(_puts_blank_first(held))
     writer.add_token_types([kind for _, kind in tokens])
     special = gguf.SpecialVocab(directory, load_merges=not sentencepiece, n_vocab=size)
-    if not special.merges and not sentencepiece:
-        raise GreenError(f"{directory}: its tokenizer has no merges, which llama.cpp insists on.")
     special.add_to_gguf(writer, quiet=True)
     if others := sorted(tokenizer.ends - {special.special_token_ids.get("eos")}):
         writer.add_eot_token_id(others[0])
+
+
+def read_tokenizer(directory: Path) -> dict[str, Any]:
+    """A ``tokenizer.json`` that llama.cpp has a name for.
+
+    Raises:
+        GreenError: see :func:`write_tokenizer`.
+    """
+    Tokenizer(directory)  # says what is damaged
+    held: dict[str, Any] = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    if not _is_sentencepiece(held):
+        rule_of(held, directory)
+        if not held["model"]["merges"]:
+            raise GreenError(f"{directory}: its tokenizer has no merges, which llama.cpp insists on.")
+    return held
 
 
 def rule_of(held: dict[str, Any], directory: Path) -> str:
