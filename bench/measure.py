@@ -8,10 +8,10 @@ from typing import Any
 
 from greenllm.bench import bisect, compare, lengths, phases, protocol, texts
 from greenllm.bench import energy as meters
-from greenllm.bench.chat import template
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks import Task, run
 from greenllm.errors import GreenError
+from greenllm.template import template
 
 Harness = Callable[[Session, int, bool], None]  # items of a task, and whether in a chat
 

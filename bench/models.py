@@ -17,7 +17,7 @@ from greenllm.errors import GreenError
 
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
 _WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
-_ENGINES = {"onnx": "onnxruntime", "genai": "genai", "checkpoint": "torch", "model": "torch"}
+_ENGINES = {"onnx": "onnxruntime", "genai": "genai", "gguf": "llamacpp", "checkpoint": "torch", "model": "torch"}
 _PEERS = {"llamacpp": "llama_cpp", "openvino": "openvino"}  # engines of the extra "peers", and what they import
 
 
@@ -49,11 +49,18 @@ def find(model: str | Path | Artifact) -> Target:
     """
     engine, colon, rest = str(model).partition(":")
     found = dataclasses.replace(_find(rest), runner=engine) if colon and engine in RUNNERS else _find(model)
-    if (needed := _PEERS.get(found.runner)) and not importlib.util.find_spec(needed):
-        raise GreenError(
-            f"{model} is run by {found.runner}, which is not installed here.", 'pip install "greenllm[peers]"'
-        )
+    check_engine(found.runner, str(model))
     return found
+
+
+def check_engine(runner: str, model: str) -> None:
+    """Refuse what an engine would run that is not here.
+
+    Raises:
+        GreenError: it is not installed.
+    """
+    if (needed := _PEERS.get(runner)) and not importlib.util.find_spec(needed):
+        raise GreenError(f"{model} is run by {runner}, which is not installed here.", 'pip install "greenllm[peers]"')
 
 
 def _find(model: str | Path | Artifact) -> Target:
@@ -63,7 +70,8 @@ def _find(model: str | Path | Artifact) -> Target:
         part = whole.deployable
         part.verify()
         manifest = part.manifest if part.manifest.steps else whole.manifest
-        return Target(path.absolute().name, str(part.path), _ENGINES[part.kind], manifest)
+        file = part.path / artifact.inside(str(part.manifest.details["entry"])) if part.kind == "gguf" else part.path
+        return Target(path.absolute().name, str(file), _ENGINES[part.kind], manifest)
     if path.is_dir():
         files = list(path.glob("*.gguf"))
         if len(files) == 1 and not (path / "config.json").is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from greenllm import artifact, pages
 from greenllm.artifact import Artifact, Manifest
@@ -12,9 +12,12 @@ from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
 
+if TYPE_CHECKING:
+    from greenllm.checkpoint import Checkpoint
+
 __all__ = ["export"]
 
-Format = Literal["genai", "onnx"]
+Format = Literal["genai", "onnx", "gguf"]
 GRAPH = "model.onnx"
 
 
@@ -24,6 +27,7 @@ def export(
     *,
     to: str | None = None,
     target: str = "cpu",
+    type: str | None = None,  # noqa: A002 - llama.cpp's word for it
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -32,18 +36,25 @@ def export(
     Args:
         checkpoint: hub id, directory, ``.gguf`` file or artifact; dense or packed.
         out: directory to make.
-        to: "genai" (ONNX Runtime GenAI) or "onnx" (plain ONNX); None takes what the target runs best.
+        to: "genai" (ONNX Runtime GenAI), "onnx" (plain ONNX) or "gguf"; None takes what the target runs best.
         target: name of a target or a YAML file.
+        type: of GGUF alone, see :func:`greenllm.export.gguf.export_gguf`.
         force: replace ``out``.
         progress: told of each stage.
 
     Returns:
-        An artifact of kind "genai" or "onnx".
+        An artifact of kind "genai", "onnx" or "gguf".
 
     Raises:
         GreenError: an architecture or weights that the format cannot hold, or an export that departs from
             its source; nothing lies under ``out`` then.
     """
+    if to == "gguf":
+        from greenllm.export.gguf import export_gguf
+
+        return export_gguf(checkpoint, out, kind=type, force=force, progress=progress)
+    if type is not None:
+        raise GreenError("Types are GGUF's alone.", "Add --to gguf, or leave out --type.")
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export.genai import write_genai
     from greenllm.export.onnx import integer_inputs, write_onnx
@@ -55,7 +66,8 @@ def export(
     artifact.check_free(Path(out).absolute(), force=force)
     source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     usual = "onnx" if source.inputs else found.formats.get(source.task, "onnx")  # for integer inputs the only one
-    kind = _format(to or usual, source.task)
+    kind: Format = to or usual  # type: ignore[assignment]
+    check_format(source, kind)
     write = write_genai if kind == "genai" else write_onnx
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
@@ -82,12 +94,22 @@ def export(
     return artifact.read(out)
 
 
-def _format(to: str, task: str) -> Format:
+def check_format(source: Checkpoint, to: str) -> None:
+    """Refuse a format that cannot hold a model.
+
+    Raises:
+        GreenError: there is no such format, or it has no place for this model.
+    """
     if to not in get_args(Format):
-        raise GreenError(f"No export format is called {to!r}.", f"Choose {' or '.join(get_args(Format))}.")
-    if to == "genai" and task != "text-generation":
-        raise GreenError(f"ORT-GenAI runs decoders; this model does {task}.", "Export it with --to onnx.")
-    return to  # type: ignore[return-value]
+        raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))}.")
+    if to == "genai" and source.task != "text-generation":
+        raise GreenError(f"ORT-GenAI runs decoders; this model does {source.task}.", "Export it with --to onnx.")
+    if to == "gguf":
+        from greenllm.export.gguf import architecture_of
+        from greenllm.export.gguf_tokenizer import read_tokenizer
+
+        architecture_of(source)
+        read_tokenizer(source.path)
 
 
 def _names(graph: Path) -> dict[str, list[str]]:

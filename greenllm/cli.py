@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from greenllm import __version__
-from greenllm.errors import GreenError
+from greenllm.ask import chat, run, serve
+from greenllm.errors import GreenError, Interrupted
 
 app = typer.Typer(
     name="greenllm",
@@ -32,6 +33,7 @@ ModelArg = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="directory to make; default: from the model's name")
 ]
+ToOption = Annotated[str | None, typer.Option(help="genai, onnx or gguf; default: what the target runs best")]
 TargetOption = Annotated[str, typer.Option(help="what it will run on; `greenllm targets` lists them")]
 CountryOption = Annotated[
     str | None, typer.Option(help="ISO code of the electricity grid, for gCO2e (DEU, FRA, USA, CHN …)")
@@ -59,6 +61,7 @@ EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long t
 def compress(
     model: ModelArg,
     out: OutOption = None,
+    to: ToOption = None,
     target: TargetOption = "cpu",
     recipe: Annotated[
         str | None, typer.Option(help="built-in name or YAML file; default: int4, or mixed where there is a budget")
@@ -95,7 +98,7 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size)
     out = out or default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench)
@@ -115,8 +118,11 @@ def compress(
 def export(
     checkpoint: ModelArg,
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
-    to: Annotated[str | None, typer.Option(help="genai or onnx; default: what the target runs best")] = None,
+    to: ToOption = None,
     target: TargetOption = "cpu",
+    type: Annotated[  # noqa: A002 - llama.cpp's word for it
+        str | None, typer.Option(help="of GGUF: f32, f16, q8_0 or q4_0; default: f16, or what is packed as it is")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -124,7 +130,7 @@ def export(
     from greenllm.screen import Bars
 
     with Bars(console) as bars:
-        done = room(checkpoint, out, to=to, target=target, force=force, progress=bars)
+        done = room(checkpoint, out, to=to, target=target, type=type, force=force, progress=bars)
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 
 
@@ -225,22 +231,8 @@ def report(
         screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
 
 
-@app.command()
-def run(
-    model: Annotated[str, typer.Argument(help="what compress or export made", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help="what to ask", show_default=False)],
-    max_tokens: Annotated[int, typer.Option(min=1, help="length of the answer at most")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token")] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="no chat template around the prompt")] = False,
-    threads: ThreadsOption = None,
-) -> None:
-    """Stream an answer from a compressed model."""
-    from greenllm.generate import stream
-
-    for piece in stream(model, prompt, max_tokens=max_tokens, temperature=temperature, raw=raw, threads=threads):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+for each in (run, chat, serve):
+    app.command()(each)
 
 
 @app.command()
@@ -312,10 +304,6 @@ def set_threads(threads: int | None) -> None:
 
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-
-
-class Interrupted(GreenError):  # noqa: N818 - it is no error
-    """Ctrl-C, in a form that no library between here and there swallows."""
 
 
 def _interrupted(_signal: int, _frame: object) -> NoReturn:

@@ -25,6 +25,7 @@ def compress(
     recipe: str | Path | Recipe | None = None,
     target: str = "cpu",
     *,
+    to: str | None = None,
     bits: float | None = None,
     size: float | None = None,
     calibration: str | None = None,
@@ -44,6 +45,7 @@ def compress(
         recipe: a built-in name, a YAML file, or a :class:`greenllm.recipe.Recipe`; default "int4", or "mixed"
             where ``bits`` or ``size`` is given.
         target: what it will run on; see ``greenllm targets``.
+        to: "genai", "onnx" or "gguf"; None takes what the target runs best.
         bits: budget for mixed precision, bits a weight over everything.
         size: the same as MB of weights.
         calibration: overrides the recipe's source of samples.
@@ -63,7 +65,7 @@ def compress(
         GreenError: bad input, or a limit of the machine; nothing lies under ``out`` then, and the
             same call goes on where it stopped.
     """
-    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size)
     return execute(
         todo, out or default_out(model, todo), source=model, country=country, bench=bench,
         bench_options=bench_options, max_loss=max_loss, on_loss=on_loss, force=force, progress=progress,
@@ -85,17 +87,20 @@ def execute(
 ) -> Artifact:
     """Carry out a :func:`plan`; the arguments are those of :func:`compress`."""
     from greenllm import export as export_room
+    from greenllm.bench.models import check_engine
 
     progress = progress or Silent()
     check_disk(todo, Path(out))
     if bench:
+        if todo.to == "gguf":
+            check_engine("llamacpp", "GGUF")
         _check_bench(**(bench_options or {}))
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         steps.begin(part, todo, progress)
         checkpoint = steps.run_all(todo, part, country, progress)
         deploy = part / "deploy"
         if not artifact.is_artifact(deploy):
-            export_room(checkpoint.path, deploy, target=todo.target, force=True, progress=progress)
+            export_room(checkpoint.path, deploy, to=todo.to, target=todo.target, force=True, progress=progress)
         if bench:
             _bench(todo, part, source, country, bench_options or {}, progress)
         done = _finish(part, Path(out), checkpoint)

@@ -25,6 +25,7 @@ class Plan:
     target: str
     estimate: Estimate
     memory: int
+    to: str | None = None
 
 
 def plan(
@@ -32,6 +33,7 @@ def plan(
     recipe: str | Path | Recipe | None = None,
     target: str = "cpu",
     *,
+    to: str | None = None,
     calibration: str | None = None,
     bits: float | None = None,
     size: float | None = None,
@@ -42,6 +44,7 @@ def plan(
         model: see :func:`compress`, as all others.
         recipe: None stands for "mixed" where there is a budget, else for "int4".
         target: what it will run on.
+        to: format of the export.
         calibration: overrides the recipe's source of samples.
         bits: budget of the recipe's ``mixed`` step, bits a weight.
         size: the same in MB.
@@ -50,6 +53,7 @@ def plan(
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
     """
     from greenllm.checkpoint import open_checkpoint
+    from greenllm.export import check_format
     from greenllm.export.targets import load_target
 
     if recipe is None:
@@ -64,13 +68,15 @@ def plan(
 
         model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
+    if to is not None:
+        check_format(checkpoint, to)
     for step in found.steps:
         step.check(checkpoint)
     if found.calibrated:
         from greenllm.calibration import check_source
 
         check_source(found.calibration.source)
-    return Plan(checkpoint, found, target, _estimate(checkpoint, found), _memory())
+    return Plan(checkpoint, found, target, _estimate(checkpoint, found), _memory(), to)
 
 
 def default_out(model: str | Path, todo: Plan) -> Path:

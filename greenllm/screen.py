@@ -116,4 +116,6 @@ def say_result(screen: Console, done: Artifact) -> None:
             screen.print(f"{label:16} [bold]{escape(str(path))}[/]", soft_wrap=True, highlight=False)
     if done.manifest.details.get("task") == "text-generation":
         command = f'greenllm run {shlex.quote(str(done.path))} "Why is the sky blue?"'
+        if done.deployable.kind == "gguf":
+            command = f"llama-cli -m {shlex.quote(str(done.path / 'deploy' / 'model.gguf'))}"
         screen.print(f"{'Run it':16} [bold]{escape(command)}[/]", soft_wrap=True, highlight=False)

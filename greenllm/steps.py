@@ -29,6 +29,7 @@ def begin(part: Path, todo: Plan, progress: Progress) -> None:
         "source": [s.model_dump() for s in todo.checkpoint.parents],
         "recipe": todo.recipe.dump(),
         "target": todo.target,
+        "to": todo.to,
         "versions": artifact.versions(),
     }
     file = part / REQUEST
