@@ -142,7 +142,7 @@ def test_the_phases_are_drawn_with_their_mark(measured):
     found = Results(created="2026", baseline="m", rows=[row, guess], versions={}, settings={},
                     machine=Machine(cpu="c", cores=1, memory_bytes=1))  # fmt: skip
     picture = by_phase(found)
-    assert [t.label for t in picture.yticks] == ["A start", "A query", "A prompt token", "An answer token"]
+    assert [t.label for t in picture.yticks] == ["Start", "Query", "Prompt token", "Answer token"]
     assert [("est." in m.label, m.series) for m in picture.marks] == [(False, 0), (True, 1)] * 4
     assert all(m.x0 <= m.x <= m.x1 and 0 < m.x < picture.width for m in picture.marks)
     assert "est.: estimated" in picture.caption

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from greenllm.bench.report.geometry import LEFT, RIGHT, WIDTH, Axis, Mark, Picture, Tick
+from greenllm.bench.report.geometry import LEFT, WIDTH, Axis, Mark, Picture, Tick
 from greenllm.bench.report.words import number
 from greenllm.bench.results import METRICS, Results
 
-_PHASES = {"energy_load": "A start", "energy_gross": "A query", "energy_prefill": "A prompt token",
-           "energy_decode": "An answer token"}  # fmt: skip
-_ROW, _GAP, _TOP = 22.0, 14.0, 34.0
+_PHASES = {"energy_load": "Start", "energy_gross": "Query", "energy_prefill": "Prompt token",
+           "energy_decode": "Answer token"}  # fmt: skip
+_ROW, _GAP, _TOP, _LABEL = 22.0, 14.0, 34.0, 108.0
 
 
 def by_phase(results: Results) -> Picture | None:
@@ -19,7 +19,7 @@ def by_phase(results: Results) -> Picture | None:
     names = [name for name in _PHASES if name in there]
     rows = [(i, row) for i, row in enumerate(results.rows)]
     figures = [row[n] for _, row in rows for n in names if n in row and row[n].value > 0]
-    x = Axis(figures, LEFT, WIDTH - RIGHT)
+    x = Axis(figures, LEFT, WIDTH - _LABEL)
     marks, yticks, y = [], [], _TOP
     for name in names:
         begin = y
@@ -28,7 +28,7 @@ def by_phase(results: Results) -> Picture | None:
                 at, (x0, x1) = x(m.value), x.span(m)
                 label = f"{number(m.value)} J" + (" est." if m.estimated else "")
                 title = f"{row.name}: {METRICS[name].label} {number(m.value, m.ci95)} {m.unit}, {m.method}"
-                marks.append(Mark(i, at, y, x0, x1, y, y, label, title, "end" if at > WIDTH * 0.65 else "start"))
+                marks.append(Mark(i, at, y, x0, x1, y, y, label, title))
                 y += _ROW
         yticks.append(Tick((begin + y - _ROW) / 2, _PHASES[name]))
         y += _GAP
