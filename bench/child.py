@@ -36,7 +36,20 @@ class Server:
 
     def queries(self, prompt: list[int], answer: int, seconds: float) -> list[latency.Query]:
         """Answer the same query, whole, again and again until ``seconds`` have passed."""
-        return latency.repeat(self._ready, prompt, answer, seconds)
+        return latency.repeat(lambda: latency.ask(self._ready, prompt, answer), seconds)
+
+    def batch(self, prompts: list[list[int]], answer: int, seconds: float) -> list[latency.Query]:
+        """As :meth:`queries`, all prompts at once.
+
+        Raises:
+            GreenError: this model, or its engine, cannot; for whatever reason, it is not the end of the bench.
+        """
+        try:
+            return latency.repeat(lambda: latency.ask_all(self._ready, prompts, answer), seconds)
+        except GreenError:
+            raise
+        except Exception as e:
+            raise GreenError(f"{type(e).__name__}: {str(e)[:200]}") from e
 
     def stretch(self, prompt: list[int], answer: int) -> tuple[list[latency.Query], int]:
         """One query, and the most memory that was held during it, in bytes."""

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from greenllm.bench.measurement import Measurement, log_mean
-from greenllm.bench.runners import Decoder, Info, Runner
+from greenllm.bench.runners import Batched, Decoder, Info, Runner
+from greenllm.errors import GreenError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,25 +37,46 @@ class Query:
 
 def ask(runner: Runner, prompt: list[int], answer: int) -> Query:
     """One query: ``answer`` tokens after ``prompt``, or the embedding of ``prompt`` when ``answer`` is 0."""
+    if answer == 0:
+        return _timed(lambda: runner.encode([prompt]), _never, 1)
+    return _timed(lambda: runner.prefill(prompt, answer), runner.step, answer)
+
+
+def ask_all(runner: Runner, prompts: list[list[int]], answer: int) -> Query:
+    """All of a batch at once, as :func:`ask`: a step is one token of each.
+
+    Raises:
+        GreenError: the runner answers one query at a time.
+    """
+    if answer == 0:
+        return _timed(lambda: runner.encode(prompts), _never, 1)
+    if not isinstance(runner, Batched):
+        raise GreenError("Its runner here answers one query at a time.")
+    return _timed(lambda: runner.prefill_all(prompts, answer), runner.step_all, answer)
+
+
+def _timed(first: Callable[[], T], step: Callable[[T], T], answer: int) -> Query:
     clock = time.perf_counter
     begin = clock()
-    if answer == 0:
-        runner.encode([prompt])
-        return Query(clock() - begin)
-    token = runner.prefill(prompt, answer)
+    token = first()
     times = [clock()]
     for _ in range(answer - 1):
-        token = runner.step(token)
+        token = step(token)
         times.append(clock())
     return Query(times[0] - begin, [b - a for a, b in itertools.pairwise(times)])
 
 
-def repeat(runner: Runner, prompt: list[int], answer: int, seconds: float) -> list[Query]:
+def _never(value: T) -> T:
+    """What follows an embedding."""
+    return value
+
+
+def repeat(query: Callable[[], Query], seconds: float) -> list[Query]:
     """Whole queries, back to back, at least one, until ``seconds`` have passed."""
     end = time.perf_counter() + seconds
-    found = [ask(runner, prompt, answer)]
+    found = [query()]
     while time.perf_counter() < end:
-        found.append(ask(runner, prompt, answer))
+        found.append(query())
     return found
 
 

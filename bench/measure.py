@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from greenllm.bench import bisect, compare, lengths, phases, protocol, texts
+from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, spend, texts
 from greenllm.bench import energy as meters
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks import Task, run
@@ -40,6 +40,8 @@ class Asked:
     chat: bool
     bisect: bool
     lengths: Sequence[int]
+    batches: Sequence[int]
+    loads: int
     energy: Spent | None
 
 
@@ -53,10 +55,14 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     _check(session, asked, encoders=encoders)
     query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
     phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
+    if asked.loads:
+        loads.run(session, asked.loads)
     stopped = phases.speed(session, query, asked.effort)
     if asked.lengths:  # before text is scored, for which some engines load a second graph
         lengths.run(session, asked.corpus, asked.lengths)
-    spent = _energy(session, query, asked.effort, asked.energy) if asked.energy else {}
+    if asked.batches:
+        batches.run(session, query.answer, asked.effort, asked.batches)
+    spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
     if encoders:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
@@ -101,11 +107,11 @@ def harness(names: Sequence[str]) -> Harness | None:
     return lambda session, limit, chat: lmeval.run(session, found, limit, chat=chat)
 
 
-def _energy(session: Session, query: Query, effort: Effort, asked: Spent) -> dict[str, str | float]:
+def _energy(session: Session, query: Query, effort: Effort, asked: Spent, *, loads: bool) -> dict[str, str | float]:
     used = meters.choose(asked.meter) if asked.meter is None or isinstance(asked.meter, str) else asked.meter
     grid, share = asked.grid, asked.share
     try:
-        idle = phases.energy(session, query, effort, used, grid, share)
+        idle = spend.run(session, query, effort, used, grid, share, loads=loads)
     finally:
         if used is not asked.meter:
             used.close()

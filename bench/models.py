@@ -129,16 +129,24 @@ def sizes(directory: Path, target: Target) -> tuple[int, int]:
     A checkpoint's folders are not counted: hub snapshots keep other formats of the same model there. A GGUF file
     holds its tokenizer too, so its tensors are counted one by one.
     """
-    runner = target.runner
-    if runner == "llamacpp":
+    every = files(directory, target)
+    total = sum(p.stat().st_size for p in every)
+    if target.runner == "llamacpp":
         from gguf import GGUFReader
 
-        return Path(target.path).stat().st_size, sum(int(t.n_bytes) for t in GGUFReader(target.path).tensors)
-    files = [p for p in (directory.glob("*") if runner == "torch" else directory.rglob("*")) if p.is_file()]
+        return total, sum(int(t.n_bytes) for t in GGUFReader(target.path).tensors)
+    return total, sum(p.stat().st_size for p in every if p.suffix in _WEIGHTS)
+
+
+def files(directory: Path, target: Target) -> list[Path]:
+    """All files that a model needs to run."""
+    runner = target.runner
+    if runner == "llamacpp":
+        return [Path(target.path)]
+    found = [p for p in (directory.glob("*") if runner == "torch" else directory.rglob("*")) if p.is_file()]
     if runner == "torch":
-        files = [p for p in files if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")]
-    weights = [p for p in files if p.suffix in _WEIGHTS]
-    return sum(p.stat().st_size for p in files), sum(p.stat().st_size for p in weights)
+        found = [p for p in found if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")]
+    return found
 
 
 def _engine(path: Path) -> str:

@@ -51,6 +51,10 @@ def methods(results: Results) -> dict[str, str]:
         "intervals; ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
         "where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
     )
+    if any(row.batches for row in results.rows):
+        found["Batches"] = _batches()
+    if any("load" in row.samples for row in results.rows):
+        found["Loads"] = _loads()
     if "meter" in s:
         found["Energy"] = _energy(s)
     if "grid" in s:
@@ -69,6 +73,22 @@ def _limits(s: dict[str, Any]) -> str:
         f" The bench itself takes {s['harness_us']:.2f} µs a token (a model that answers at once), which is in them. "
         f"This machine reads {s['read_gb_s']:.1f} GB/s with {s['threads']} threads (best of 5 passes over an array far "
         "larger than its caches): what bounds decoding, because each token reads every weight."
+    )
+
+
+def _batches() -> str:
+    return (
+        "Several queries at once, of the same length as the one query, so that none is padded; three rounds in turns. "
+        "Prefill and decode are tokens a second of all of them together."
+    )
+
+
+def _loads() -> str:
+    return (
+        "From the start of a process until its model is ready, Python and the engine's libraries included. In each "
+        "round the models take turns, cold and then warm; no other is loaded meanwhile. Cold: all files of the model "
+        "were dropped from the page cache (posix_fadvise), and mincore found 1 % of their pages in it at the most. The "
+        "libraries' own files stay in it, and what a disk or a host below this machine keeps is not known here."
     )
 
 
@@ -122,12 +142,18 @@ def _sentences(s: dict[str, Any]) -> str:
 
 
 def _energy(s: dict[str, Any]) -> str:
+    phases = (
+        " By phase: prefill has a window of its own, of prompts with one token answered; decode is a query less "
+        "its prefill; starts, where loads were asked for, have a window too. A difference has both "
+        "errors in its interval."
+    )
     return (
         f"{s['meter']}: {s['meter_covers']}. Left out: {s['meter_leaves_out']}. Resolution: {s['meter_resolution']}. "
         f"Windows of {s['energy_window_s']:.0f} s or more of queries back to back, between two idle windows of the "
         f"same length with all models loaded: {s['idle_w']:.2f} W before, {s['idle_after_w']:.2f} W after. Gross is "
         "everything the meter counts while a query runs; net is less the idle power, taken on the line between the "
         "two. The interval holds the scatter of power and of query times, the meter's lag, and half the drift of idle."
+        + phases
     )
 
 

@@ -36,6 +36,7 @@ class Effort:
         seconds: for the rounds of all models together.
         turn: least seconds of one round of one model.
         energy: seconds of an energy window, where the meter asks for no more.
+        loads: rounds of a cold and a warm load.
     """
 
     windows: int = 16
@@ -46,11 +47,14 @@ class Effort:
     seconds: float = 45.0
     turn: float = 0.5
     energy: float = 10.0
+    loads: int = 0
 
 
 EFFORTS = {
     "quick": Effort(),
-    "full": Effort(windows=100, sentences=256, items=0, rounds=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0),
+    "full": Effort(
+        windows=100, sentences=256, items=0, rounds=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0, loads=5
+    ),
 }
 
 
@@ -125,7 +129,7 @@ class Session:
         """
         self.progress.stage("load", len(self.targets))
         for target, row in zip(self.targets, self.rows, strict=True):
-            who = Contender(target, row, self._stack.enter_context(Model(self.threads)))
+            who = Contender(target, row, self._process())
             self.live.append(who)
             with self.watching(who, "load"):
                 self._load(who)
@@ -137,7 +141,8 @@ class Session:
     def _load(self, who: Contender) -> None:
         begin = time.perf_counter()
         try:
-            who.info = who.model.call("load", who.target.runner, who.target.path, self.threads)
+            self._send(who)
+            who.info = who.model.result()
         except Failed as e:
             if e.users:
                 raise blame(e, who.row.name) from e
@@ -157,6 +162,24 @@ class Session:
             bits = weights * 8 / base.info.parameters
             note = f"its weight files over the baseline's {base.info.parameters / 1e6:.1f} million weights"
             who.row.measurements["bits_per_weight"] = counted(bits, "bits", note)
+
+    def _process(self) -> Model:
+        return self._stack.enter_context(Model(self.threads))
+
+    def _send(self, who: Contender) -> None:
+        who.model.send("load", who.target.runner, who.target.path, self.threads)
+
+    def begin(self, who: Contender) -> None:
+        """Begin to start a closed model again, without waiting."""
+        who.model = self._process()
+        self._send(who)
+
+    def start(self, who: Contender) -> float:
+        """Start a closed model again; returns the seconds until it was ready."""
+        begin = time.perf_counter()
+        self.begin(who)
+        who.model.result()
+        return time.perf_counter() - begin
 
     def comparable(self, who: Contender) -> bool:
         """Whether a model reads the same tokens as the (living) baseline, and predicts as many."""

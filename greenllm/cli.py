@@ -158,6 +158,12 @@ def bench(
     length: Annotated[
         list[int] | None, typer.Option(help="a further prompt length to time; may be given again")
     ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="so many queries at once, timed besides; may be given again")
+    ] = None,
+    loads: Annotated[
+        int | None, typer.Option(min=0, help="rounds of loads, cold and warm; default: none; full: 5")
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="find the block where a graph departs from its source")
     ] = False,
@@ -183,6 +189,8 @@ def bench(
             chat=chat,
             bisect=bisect,
             lengths=length or [],
+            batches=batch or [],
+            loads=loads,
             limit=limit,
             country=country,
             region=region,

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,17 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A text generator that answers several queries at once."""
+
+    def prefill_all(self, batch: list[list[int]], answer: int) -> list[int]:
+        """Read B prompts of one length, with room for ``answer`` tokens each; return the first token of each answer."""
+
+    def step_all(self, tokens: list[int]) -> list[int]:
+        """Append one token to each of them and return the next ones."""
 
 
 class Loader(Protocol):

@@ -82,20 +82,28 @@ class TorchDecoder(_Blocks, Decoder):
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        del answer  # the cache grows
-        self._cache = None
-        return self._forward(tokens)
+        return self.prefill_all([tokens], answer)[0]
 
     def step(self, token: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        return self._forward([token])
+        return self.step_all([token])[0]
+
+    def prefill_all(self, batch: list[list[int]], answer: int) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        del answer  # the cache grows
+        self._cache = None
+        return self._forward(batch)
+
+    def step_all(self, tokens: list[int]) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        return self._forward([[t] for t in tokens])
 
     @torch.no_grad()
-    def _forward(self, tokens: list[int]) -> int:
-        ids = torch.tensor([tokens])
-        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last)
+    def _forward(self, batch: list[list[int]]) -> list[int]:
+        out = self.model(input_ids=torch.tensor(batch), past_key_values=self._cache, use_cache=True, **self._last)
         self._cache = out.past_key_values
-        return int(out.logits[0, -1].argmax())
+        found: list[int] = out.logits[:, -1].argmax(-1).tolist()
+        return found
 
     @torch.no_grad()
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
