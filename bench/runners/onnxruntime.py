@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from greenllm import artifact
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
 from greenllm.bench.runners.values import values
-from greenllm.bench.texts import read_json
 from greenllm.errors import GreenError
 from greenllm.export.device.run import EXACT
+from greenllm.tokens import read_json
 
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
