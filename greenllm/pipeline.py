@@ -27,6 +27,7 @@ def compress(
     *,
     bits: float | None = None,
     size: float | None = None,
+    context: int | None = None,
     calibration: str | None = None,
     country: str | None = None,
     bench: bool = True,
@@ -46,6 +47,7 @@ def compress(
         target: what it will run on; see ``greenllm targets``.
         bits: budget for mixed precision, bits a weight over everything.
         size: the same as MB of weights.
+        context: tokens that it must hold, prompt and answer; by default 2048, or what the model was made for.
         calibration: overrides the recipe's source of samples.
         country: ISO code of the grid for gCO2e; without it energy is given in kWh alone.
         bench: measure source and result and write the report.
@@ -63,7 +65,7 @@ def compress(
         GreenError: bad input, or a limit of the machine; nothing lies under ``out`` then, and the
             same call goes on where it stopped.
     """
-    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size, context=context)
     return execute(
         todo, out or default_out(model, todo), source=model, country=country, bench=bench,
         bench_options=bench_options, max_loss=max_loss, on_loss=on_loss, force=force, progress=progress,
@@ -95,7 +97,14 @@ def execute(
         checkpoint = steps.run_all(todo, part, country, progress)
         deploy = part / "deploy"
         if not artifact.is_artifact(deploy):
-            export_room(checkpoint.path, deploy, target=todo.target, force=True, progress=progress)
+            export_room(
+                checkpoint.path,
+                deploy,
+                target=todo.target,
+                context=todo.fit.context if todo.fit else None,
+                force=True,
+                progress=progress,
+            )
         if bench:
             _bench(todo, part, source, country, bench_options or {}, progress)
         done = _finish(part, Path(out), checkpoint)
@@ -113,7 +122,7 @@ def run_steps(
     Raises:
         GreenError: see :func:`compress`.
     """
-    todo = plan(model, recipe)
+    todo = plan(model, recipe, None)
     progress = progress or Silent()
     progress.note(f"{todo.estimate.words}.")
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
@@ -141,7 +150,7 @@ def follow(model: str | Path, out: str | Path, recipe: Recipe) -> None:
         raise GreenError(f"{step.name} runs in one process.", "Leave out accelerate launch.")
     meet()
     work = artifact.partial_of(Path(out).absolute()) / ".work-checkpoint"
-    step.follow(plan(model, recipe).checkpoint, work, recipe.seed, Silent())
+    step.follow(plan(model, recipe, None).checkpoint, work, recipe.seed, Silent())
 
 
 def _bench(

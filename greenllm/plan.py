@@ -13,6 +13,7 @@ from greenllm.recipe import Recipe, load, make_step
 
 if TYPE_CHECKING:
     from greenllm.checkpoint import Checkpoint
+    from greenllm.export.fits import Fit
     from greenllm.step import Estimate
 
 
@@ -25,32 +26,36 @@ class Plan:
     target: str
     estimate: Estimate
     memory: int
+    fit: Fit | None
 
 
 def plan(
     model: str | Path,
     recipe: str | Path | Recipe | None = None,
-    target: str = "cpu",
+    target: str | None = "cpu",
     *,
     calibration: str | None = None,
     bits: float | None = None,
     size: float | None = None,
+    context: int | None = None,
 ) -> Plan:
     """Open the model, validate recipe and target, and estimate time and peak memory.
 
     Args:
         model: see :func:`compress`, as all others.
         recipe: None stands for "mixed" where there is a budget, else for "int4".
-        target: what it will run on.
+        target: what it will run on; None where nothing will be exported.
         calibration: overrides the recipe's source of samples.
         bits: budget of the recipe's ``mixed`` step, bits a weight.
         size: the same in MB.
+        context: tokens that the deployed model must hold.
 
     Raises:
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
     """
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export.targets import load_target
+    from greenllm.outcome import check_target
 
     if recipe is None:
         recipe = "int4" if bits is None and size is None else "mixed"
@@ -58,7 +63,7 @@ def plan(
     _set_budget(found, bits, size)
     if calibration is not None:
         found.calibration.source = calibration
-    load_target(target)
+    device = load_target(target) if target else None
     if found.steps and found.steps[0].name == "distill":  # a student may be a configuration alone
         from greenllm.distill.student import with_fresh_weights
 
@@ -70,7 +75,8 @@ def plan(
         from greenllm.calibration import check_source
 
         check_source(found.calibration.source)
-    return Plan(checkpoint, found, target, _estimate(checkpoint, found), _memory())
+    fit = check_target(checkpoint, found, device, context) if device else None
+    return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), fit)
 
 
 def default_out(model: str | Path, todo: Plan) -> Path:
