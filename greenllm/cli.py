@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from greenllm import __version__
 from greenllm.errors import GreenError
+from greenllm.show_targets import targets
 
 app = typer.Typer(
     name="greenllm",
@@ -33,6 +34,10 @@ OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="directory to make; default: from the model's name")
 ]
 TargetOption = Annotated[str, typer.Option(help="what it will run on; `greenllm targets` lists them")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="tokens to hold, prompt and answer; default: 2048 or the model's own fewer"),
+]
 CountryOption = Annotated[
     str | None, typer.Option(help="ISO code of the electricity grid, for gCO2e (DEU, FRA, USA, CHN …)")
 ]
@@ -60,6 +65,7 @@ def compress(
     model: ModelArg,
     out: OutOption = None,
     target: TargetOption = "cpu",
+    context: ContextOption = None,
     recipe: Annotated[
         str | None, typer.Option(help="built-in name or YAML file; default: int4, or mixed where there is a budget")
     ] = None,
@@ -95,10 +101,10 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size, context=context)
     out = out or default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
-    say_plan(console, todo, out, bench=bench)
+    say_plan(console, todo, out, bench=bench and todo.runs_here)
     options = {"text": text, "pairs": pairs, "tasks": task or [], "limit": limit, "effort": effort, "threads": threads,
                "require": require or []}  # fmt: skip
     with Bars(console) as bars:
@@ -107,7 +113,7 @@ def compress(
             max_loss=max_loss, on_loss=on_loss, force=force, progress=bars,
         )  # fmt: skip
     say_result(screen, done)
-    if bench:
+    if bench and todo.runs_here:
         enforce(results_of(done).requirements, strict=strict)
 
 
@@ -115,8 +121,10 @@ def compress(
 def export(
     checkpoint: ModelArg,
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
-    to: Annotated[str | None, typer.Option(help="genai or onnx; default: what the target runs best")] = None,
+    to: Annotated[str | None, typer.Option(help="genai, onnx or tensorrt; default: what the target runs best")] = None,
     target: TargetOption = "cpu",
+    context: ContextOption = None,
+    compute: Annotated[Literal["fp16", "bf16", "fp32"], typer.Option(help="TensorRT: type of activations")] = "fp16",
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -124,7 +132,7 @@ def export(
     from greenllm.screen import Bars
 
     with Bars(console) as bars:
-        done = room(checkpoint, out, to=to, target=target, force=force, progress=bars)
+        done = room(checkpoint, out, to=to, target=target, context=context, compute=compute, force=force, progress=bars)
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 
 
@@ -138,7 +146,9 @@ def bench(
     country: CountryOption = None,
     region: Annotated[str | None, typer.Option(help="state, province or bidding zone of that country")] = None,
     intensity: Annotated[float | None, typer.Option(help="gCO2e per kWh that you know, instead of a country's")] = None,
-    embodied: Annotated[float | None, typer.Option(help="kgCO2e of making this machine, with --lifetime")] = None,
+    embodied: Annotated[
+        str | None, typer.Option(help="kgCO2e of making this machine, or a target whose file says it; with --lifetime")
+    ] = None,
     lifetime: Annotated[float | None, typer.Option(help="years that it serves")] = None,
     meter: Annotated[
         str | None, typer.Option(help="rapl, nvml, ina3221, codecarbon or a sum such as rapl+nvml; default: the best")
@@ -164,6 +174,7 @@ def bench(
     """Compare models: quality, speed, memory, energy and gCO2e, each with its certainty."""
     from greenllm import bench as room
     from greenllm.bench.require import enforce
+    from greenllm.export.targets import embodied_of
     from greenllm.screen import Bars, say_results
 
     country = country if intensity is not None else ask_country(country)
@@ -181,7 +192,7 @@ def bench(
             country=country,
             region=region,
             intensity=intensity,
-            embodied=embodied,
+            embodied=embodied_of(embodied),
             lifetime=lifetime,
             meter=meter,
             require=require or [],
@@ -259,13 +270,7 @@ def recipes(
         screen.print(f"[bold]{each:8}[/] {recipe.load(each).description}")
 
 
-@app.command()
-def targets() -> None:
-    """List what can be compressed for."""
-    from greenllm.export.targets import load_target, target_names
-
-    for each in target_names():
-        screen.print(f"[bold]{each:16}[/] {load_target(each).description}")
+app.command()(targets)
 
 
 @app.command()

@@ -90,6 +90,9 @@ def execute(
 
     progress = progress or Silent()
     check_disk(todo, Path(out))
+    if bench and not todo.runs_here:
+        progress.note(f"No bench: what is made for {todo.target} does not run here.")
+        bench = False
     if bench:
         _check_bench(**(bench_options or {}))
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):

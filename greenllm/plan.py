@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """What a compression will do, checked, with its estimate; nothing has been written yet."""
+    """What a compression will do, checked, with its estimate; nothing has been written yet.
+
+    ``fit`` is what the result needs on the target, ``runs_here`` whether the bench can run it on this machine.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
     target: str
     estimate: Estimate
     memory: int
-    fit: Fit | None
+    fit: Fit | None = None
+    runs_here: bool = True
 
 
 def plan(
@@ -54,6 +58,7 @@ def plan(
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
     """
     from greenllm.checkpoint import open_checkpoint
+    from greenllm.export import usual_format
     from greenllm.export.targets import load_target
     from greenllm.outcome import check_target
 
@@ -76,7 +81,8 @@ def plan(
 
         check_source(found.calibration.source)
     fit = check_target(checkpoint, found, device, context) if device else None
-    return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), fit)
+    here = device is None or usual_format(device, checkpoint) != "tensorrt"
+    return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), fit, here)
 
 
 def default_out(model: str | Path, todo: Plan) -> Path:

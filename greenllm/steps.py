@@ -29,6 +29,7 @@ def begin(part: Path, todo: Plan, progress: Progress) -> None:
         "source": [s.model_dump() for s in todo.checkpoint.parents],
         "recipe": todo.recipe.dump(),
         "target": todo.target,
+        "context": todo.fit.context if todo.fit else None,
         "versions": artifact.versions(),
     }
     file = part / REQUEST
