@@ -120,8 +120,10 @@ def test_the_way_out_that_is_named_is_one():
     nano, args = load_target("jetson-orin-nano"), {"context": 8192, "build": True}
     with pytest.raises(GreenError, match=r"weights .* = .* GB") as e:
         refuse_misfit(SHAPE, nano, "tensorrt", bits=16, **args)
-    assert "--bits 3" in e.value.fix
-    refuse_misfit(SHAPE, nano, "tensorrt", bits=3.5, **args)
+    assert e.value.fix == "It fits with --bits 4."
+    refuse_misfit(SHAPE, nano, "tensorrt", bits=4.5, **args)
+    with pytest.raises(GreenError):
+        refuse_misfit(SHAPE, nano, "tensorrt", bits=8, **args)
     long = {"bits": 4.5, "context": 131072}
     with pytest.raises(GreenError) as e:
         refuse_misfit(SHAPE, nano, "tensorrt", **long)
