@@ -31,12 +31,15 @@ class _Range:
     past: tuple[int, int, int]
 
 
-def profiles(inputs: Inputs, context: int) -> list[Profile]:
+def profiles(inputs: Inputs, context: int, *, apart: bool) -> list[Profile]:
     """For a decoder with a cache prefill and decode, batch 1; for an encoder one over batch and length.
 
     Args:
         inputs: of the graph.
         context: tokens to hold, prompt and answer.
+        apart: one for prefill and one for decode, else one over both, tuned for decode. ``tensorrt_rtx`` stores the
+            weights once for each profile (SmolLM2-135M in fp16: 552 MB with two, 305 with one) and chooses kernels by
+            shape when it runs.
 
     Raises:
         GreenError: an input of which nobody knows what it is.
@@ -45,6 +48,9 @@ def profiles(inputs: Inputs, context: int) -> list[Profile]:
         usual = min(context, 128)
         return [_profile("encode", inputs, _Range((1, 8, _BATCH), (1, usual, context), (0, 0, 0)))]
     block = min(BLOCK, context)
+    if not apart:
+        both = _Range((1, 1, 1), (1, 1, block), (0, context // 2, context - 1))
+        return [_profile("generate", inputs, both)]
     prefill = _Range((1, 1, 1), (1, min(128, block), block), (0, 0, context - block))
     decode = _Range((1, 1, 1), (1, 1, 1), (0, context // 2, context - 1))
     return [_profile("prefill", inputs, prefill), _profile("decode", inputs, decode)]

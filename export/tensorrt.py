@@ -115,8 +115,9 @@ def make_engine(directory: Path, target: Target, context: int, progress: Progres
     """
     progress = progress or Silent()
     inputs = check_graph(directory / GRAPH)
-    shapes = profiles.profiles(inputs, context)
     library = _library(target)
+    rtx = library == "tensorrt_rtx" and not built_there(target)
+    shapes = profiles.profiles(inputs, context, apart=not rtx)
     progress.stage("building the engine" if not built_there(target) else "checking the graph for TensorRT", 1)
     made = Built(
         compute_capability=target.compute_capability or "", library="", version="",

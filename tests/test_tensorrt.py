@@ -72,7 +72,8 @@ def test_a_decoder_with_its_cache(wide, tmp_path, target):
     assert (done.path / "tokenizer.json").is_file()
     assert built["compute_capability"] == load_target(target).compute_capability
     assert built["library"] == "tensorrt_rtx"
-    assert [p["name"] for p in built["profiles"]] == ["prefill", "decode"]
+    (profile,) = built["profiles"]  # two would store the weights twice
+    assert profile["shapes"]["past_key_values.0.key"] == [[1, 2, 0, 32], [1, 2, 128, 32], [1, 2, 255, 32]]
     assert done.manifest.details["verified"]["kl_divergence"] < 1e-3
 
 
@@ -241,14 +242,19 @@ def test_the_script_leaves_nothing_for_another_version_or_a_failure(tmp_path, on
 
 def test_profiles_cover_all_lengths():
     inputs = {"input_ids": [None, None], "attention_mask": [None, None], "past_key_values.0.key": [None, 2, None, 64]}
-    prefill, decode = profiles(inputs, 2048)
+    prefill, decode = profiles(inputs, 2048, apart=True)
     assert prefill.shapes["input_ids"] == ([1, 1], [1, 128], [1, 512])
     assert prefill.shapes["past_key_values.0.key"] == ([1, 2, 0, 64], [1, 2, 0, 64], [1, 2, 1536, 64])
     assert decode.shapes["input_ids"] == ([1, 1], [1, 1], [1, 1])
     assert decode.shapes["attention_mask"][2] == [1, 2048]
     assert sum(a.startswith("--minShapes") for a in arguments([prefill, decode])) == 2
+    (both,) = profiles(inputs, 2048, apart=False)
+    for part in (prefill, decode):
+        for name, (least, _, most) in part.shapes.items():
+            assert all(a <= b for a, b in zip(both.shapes[name][0], least, strict=True))
+            assert all(a >= b for a, b in zip(both.shapes[name][2], most, strict=True))
     with pytest.raises(GreenError, match="pixel_values"):
-        profiles({"pixel_values": [None, 3, 224, 224]}, 16)
+        profiles({"pixel_values": [None, 3, 224, 224]}, 16, apart=True)
 
 
 def test_an_engine_is_refused_elsewhere():
