@@ -69,6 +69,11 @@ def _find(model: str | Path | Artifact) -> Target:
         whole = artifact.read(path)
         part = whole.deployable
         part.verify()
+        if part.kind not in _ENGINES:
+            raise GreenError(
+                f"{path} holds {part.kind!r}, which no runner of the bench loads.",
+                "bench/gpu.md says what to run there.",
+            )
         manifest = part.manifest if part.manifest.steps else whole.manifest
         file = part.path / artifact.inside(str(part.manifest.details["entry"])) if part.kind == "gguf" else part.path
         return Target(path.absolute().name, str(file), _ENGINES[part.kind], manifest)

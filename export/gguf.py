@@ -223,7 +223,7 @@ def _kind(source: Checkpoint, kind: str | None) -> str:
     if kind is not None:
         raise GreenError(
             f"{source.path} is quantized already, and stays as it is.",
-            "Leave out --type, or give the dense checkpoint.",
+            "Leave out --precision, or give the dense checkpoint.",
         )
     return blocks.main_type(source)
 

@@ -58,7 +58,7 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     progress.stage("exporting the graph", 1)
     path = (work if checkpoint.quantized else out) / GRAPH
     path.parent.mkdir(parents=True, exist_ok=True)
-    _export(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
+    export_graph(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
     progress.advance()
     if not checkpoint.quantized:
         return None
@@ -81,8 +81,23 @@ def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
     return dict.fromkeys(quantizable(checkpoint)[0])
 
 
-def _export(checkpoint: Checkpoint, path: Path, *, fused: bool) -> None:
+def export_graph(
+    checkpoint: Checkpoint, path: Path, *, fused: bool = False, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the dense graph.
+
+    Args:
+        checkpoint: dense or packed.
+        path: the ``.onnx`` file to make; its data lie beside it.
+        fused: with ONNX Runtime's own attention.
+        dtype: of weights and activations; what the model itself computes in float32 stays so, and so do its buffers.
+
+    Raises:
+        GreenError: torch cannot export the model.
+    """
     model = checkpoint.load_model()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     fused = fused and fuse_attention(model)
     wrapper: nn.Module
     if checkpoint.task == GENERATION:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,26 +17,28 @@ from greenllm.export.tokenizer import ENGLISH, departing_texts
 from greenllm.quantize.activations import InputGrid, Inputs, dynamic_round
 
 _TOKENS, _STEPS = 48, 4
+Arithmetic = Literal["fp32", "fp16", "int8"]
 # Largest mean KL divergence (nats a token) or relative error that the arithmetic explains: fp32 sums in another
-# order, or activations rounded to int8.
-_LIMITS = {"fp32": 1e-6, "int8": 0.05}
-_RELATIVE = {"fp32": 1e-3, "int8": 0.15}
+# order, half precision, or activations rounded to int8.
+_LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05}
+_RELATIVE = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.15}
 # How much larger than that of torch with inputs rounded alike the error of a W8A8 graph may be. Sums in another order
 # put a code here and there one higher, so that after some layers the two errors are unlike but equally large.
 _ALIKE = 1.25
-_SLACK = {"fp32": 1e-3, "int8": 0.5}  # in logits, between two runs of one graph
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_SLACK = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # in logits, between two runs of one graph
 
 
 def verify(
-    checkpoint: Checkpoint, path: Path, kind: str, *, int8: bool, inputs: Inputs | None = None
+    checkpoint: Checkpoint, path: Path, kind: str, *, arithmetic: Arithmetic, inputs: Inputs | None = None
 ) -> dict[str, Any]:
     """Prefill, then decode with the cache, on a fixed token sequence; compare with torch in fp32.
 
     Args:
         checkpoint: the source; its packed weights are dequantized.
         path: the exported directory.
-        kind: "genai" or "onnx".
-        int8: whether the runtime multiplies in int8, which makes a little noise.
+        kind: "genai", "onnx" or "tensorrt".
+        arithmetic: of the runtime; less than float32 makes a little noise.
         inputs: linears whose inputs the graph itself rounds to integers; its error is then held to the error of
             torch with inputs that are rounded alike.
 
@@ -47,7 +49,6 @@ def verify(
     Raises:
         GreenError: it does not load, gives no numbers, or departs from its source.
     """
-    arithmetic = "int8" if int8 else "fp32"
     ids, text = _tokens(checkpoint)
     want = _torch(checkpoint, ids)
     pages.give_back()
@@ -78,7 +79,9 @@ def verify(
     else:
         bad = relative > _RELATIVE[arithmetic]
     if inputs:
-        bad = found["error"] > _ALIKE * found["error_of_rounding"] + _RELATIVE["fp32"]
+        bad = (
+            found["error"] > _ALIKE * found["error_of_rounding"] + _RELATIVE["fp16" if arithmetic == "fp16" else "fp32"]
+        )
     if bad:
         shown = ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float))
         raise GreenError(
@@ -180,7 +183,7 @@ def _session(path: Path) -> Any:
 def _decode(session: Any, ids: NDArray[np.int64], width: int) -> NDArray[np.float32]:
     """Logits [T, V]: a prefill of all but the last tokens, then those one by one through the cache."""
     cache = [i for i in session.get_inputs() if i.name.startswith("past_key_values")]
-    past = {i.name: np.zeros((1, i.shape[1], 0, width), np.float32) for i in cache}
+    past = {i.name: np.zeros((1, i.shape[1], 0, width), _TYPES[i.type]) for i in cache}
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
     cut = len(ids) - _STEPS
@@ -206,7 +209,7 @@ def _encode(session: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         "token_type_ids": np.zeros_like(ids)[None],
     }
     found: NDArray[np.float32] = session.run(None, {i.name: feed[i.name] for i in session.get_inputs()})[0][0]
-    return found
+    return found.astype(np.float32)
 
 
 def _kl(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:

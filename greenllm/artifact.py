@@ -24,10 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from greenllm.errors import GreenError
 
 MANIFEST = "greenllm.json"
-Kind = Literal["checkpoint", "onnx", "genai", "gguf", "model"]
+Kind = Literal["checkpoint", "onnx", "genai", "tensorrt", "gguf", "model"]
 TRACKED = (
     "greenllm", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime",
-    "onnxruntime-genai", "codecarbon", "numpy",
+    "onnxruntime-genai", "codecarbon", "numpy", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ class Artifact:
 
     @property
     def kind(self) -> Kind:
-        """What the directory holds: checkpoint, onnx, genai, gguf, or model (all of them and a report)."""
+        """What the directory holds: checkpoint, onnx, genai, tensorrt, gguf, or model (all of them and a report)."""
         return self.manifest.kind
 
     @property

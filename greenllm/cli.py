@@ -15,6 +15,7 @@ from rich.markup import escape
 from greenllm import __version__
 from greenllm.ask import chat, run, serve
 from greenllm.errors import GreenError, Interrupted
+from greenllm.show_targets import targets
 
 app = typer.Typer(
     name="greenllm",
@@ -35,6 +36,10 @@ OutOption = Annotated[
 ]
 ToOption = Annotated[str | None, typer.Option(help="genai, onnx or gguf; default: what the target runs best")]
 TargetOption = Annotated[str, typer.Option(help="what it will run on; `greenllm targets` lists them")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="tokens to hold, prompt and answer; default: 2048 or the model's own fewer"),
+]
 CountryOption = Annotated[
     str | None, typer.Option(help="ISO code of the electricity grid, for gCO2e (DEU, FRA, USA, CHN …)")
 ]
@@ -63,6 +68,7 @@ def compress(
     out: OutOption = None,
     to: ToOption = None,
     target: TargetOption = "cpu",
+    context: ContextOption = None,
     recipe: Annotated[
         str | None, typer.Option(help="built-in name or YAML file; default: int4, or mixed where there is a budget")
     ] = None,
@@ -98,10 +104,10 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size, context=context)
     out = out or default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
-    say_plan(console, todo, out, bench=bench)
+    say_plan(console, todo, out, bench=bench and todo.runs_here)
     options = {"text": text, "pairs": pairs, "tasks": task or [], "limit": limit, "effort": effort, "threads": threads,
                "require": require or []}  # fmt: skip
     with Bars(console) as bars:
@@ -110,7 +116,7 @@ def compress(
             max_loss=max_loss, on_loss=on_loss, force=force, progress=bars,
         )  # fmt: skip
     say_result(screen, done)
-    if bench:
+    if bench and todo.runs_here:
         enforce(results_of(done).requirements, strict=strict)
 
 
@@ -120,9 +126,11 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
     to: ToOption = None,
     target: TargetOption = "cpu",
-    type: Annotated[  # noqa: A002 - llama.cpp's word for it
-        str | None, typer.Option(help="of GGUF: f32, f16, q8_0 or q4_0; default: f16, or what is packed as it is")
+    precision: Annotated[
+        str | None,
+        typer.Option(help="tensorrt: fp16, bf16 or fp32; gguf: f32, f16, q8_0 or q4_0; default: half"),
     ] = None,
+    context: ContextOption = None,
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -130,7 +138,9 @@ def export(
     from greenllm.screen import Bars
 
     with Bars(console) as bars:
-        done = room(checkpoint, out, to=to, target=target, type=type, force=force, progress=bars)
+        done = room(
+            checkpoint, out, to=to, target=target, precision=precision, context=context, force=force, progress=bars
+        )
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 
 
@@ -144,7 +154,9 @@ def bench(
     country: CountryOption = None,
     region: Annotated[str | None, typer.Option(help="state, province or bidding zone of that country")] = None,
     intensity: Annotated[float | None, typer.Option(help="gCO2e per kWh that you know, instead of a country's")] = None,
-    embodied: Annotated[float | None, typer.Option(help="kgCO2e of making this machine, with --lifetime")] = None,
+    embodied: Annotated[
+        str | None, typer.Option(help="kgCO2e of making this machine, or a target whose file says it; with --lifetime")
+    ] = None,
     lifetime: Annotated[float | None, typer.Option(help="years that it serves")] = None,
     meter: Annotated[
         str | None, typer.Option(help="rapl, nvml, ina3221, codecarbon or a sum such as rapl+nvml; default: the best")
@@ -176,6 +188,7 @@ def bench(
     """Compare models: quality, speed, memory, energy and gCO2e, each with its certainty."""
     from greenllm import bench as room
     from greenllm.bench.require import enforce
+    from greenllm.export.targets import embodied_of
     from greenllm.screen import Bars, say_results
 
     country = country if intensity is not None else ask_country(country)
@@ -195,7 +208,7 @@ def bench(
             country=country,
             region=region,
             intensity=intensity,
-            embodied=embodied,
+            embodied=embodied_of(embodied),
             lifetime=lifetime,
             meter=meter,
             require=require or [],
@@ -259,13 +272,7 @@ def recipes(
         screen.print(f"[bold]{each:8}[/] {recipe.load(each).description}")
 
 
-@app.command()
-def targets() -> None:
-    """List what can be compressed for."""
-    from greenllm.export.targets import load_target, target_names
-
-    for each in target_names():
-        screen.print(f"[bold]{each:16}[/] {load_target(each).description}")
+app.command()(targets)
 
 
 @app.command()

@@ -13,12 +13,16 @@ from greenllm.recipe import Recipe, load, make_step
 
 if TYPE_CHECKING:
     from greenllm.checkpoint import Checkpoint
+    from greenllm.export.fits import Fit
     from greenllm.step import Estimate
 
 
 @dataclass
 class Plan:
-    """What a compression will do, checked, with its estimate; nothing has been written yet."""
+    """What a compression will do, checked, with its estimate; nothing has been written yet.
+
+    ``fit`` is what the result needs on the target, ``runs_here`` whether the bench can run it on this machine.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -26,35 +30,40 @@ class Plan:
     estimate: Estimate
     memory: int
     to: str | None = None
+    fit: Fit | None = None
+    runs_here: bool = True
 
 
 def plan(
     model: str | Path,
     recipe: str | Path | Recipe | None = None,
-    target: str = "cpu",
+    target: str | None = "cpu",
     *,
     to: str | None = None,
     calibration: str | None = None,
     bits: float | None = None,
     size: float | None = None,
+    context: int | None = None,
 ) -> Plan:
     """Open the model, validate recipe and target, and estimate time and peak memory.
 
     Args:
         model: see :func:`compress`, as all others.
         recipe: None stands for "mixed" where there is a budget, else for "int4".
-        target: what it will run on.
+        target: what it will run on; None where nothing will be exported.
         to: format of the export.
         calibration: overrides the recipe's source of samples.
         bits: budget of the recipe's ``mixed`` step, bits a weight.
         size: the same in MB.
+        context: tokens that the deployed model must hold.
 
     Raises:
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
     """
     from greenllm.checkpoint import open_checkpoint
-    from greenllm.export import check_format
+    from greenllm.export import check_format, usual_format
     from greenllm.export.targets import load_target
+    from greenllm.outcome import check_target
 
     if recipe is None:
         recipe = "int4" if bits is None and size is None else "mixed"
@@ -62,21 +71,22 @@ def plan(
     _set_budget(found, bits, size)
     if calibration is not None:
         found.calibration.source = calibration
-    load_target(target)
+    device = load_target(target) if target else None
     if found.steps and found.steps[0].name == "distill":  # a student may be a configuration alone
         from greenllm.distill.student import with_fresh_weights
 
         model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
-    if to is not None:
-        check_format(checkpoint, to)
+    kind = None if to is None else check_format(checkpoint, to)
     for step in found.steps:
         step.check(checkpoint)
     if found.calibrated:
         from greenllm.calibration import check_source
 
         check_source(found.calibration.source)
-    return Plan(checkpoint, found, target, _estimate(checkpoint, found), _memory(), to)
+    fit = check_target(checkpoint, found, device, kind, context) if device else None
+    here = device is None or (to or usual_format(device, checkpoint)) != "tensorrt"
+    return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), to, fit, here)
 
 
 def default_out(model: str | Path, todo: Plan) -> Path:

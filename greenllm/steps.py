@@ -30,6 +30,7 @@ def begin(part: Path, todo: Plan, progress: Progress) -> None:
         "recipe": todo.recipe.dump(),
         "target": todo.target,
         "to": todo.to,
+        "context": todo.fit.context if todo.fit else None,
         "versions": artifact.versions(),
     }
     file = part / REQUEST

@@ -39,7 +39,7 @@ def logits(path):
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("f32", 1e-6), ("f16", 2e-3), ("q8_0", 2e-2), ("q4_0", 0.4)])
 def test_what_transformers_reads_back_is_what_went_in(source, tmp_path, kind, tolerance):
-    made = export(source, tmp_path / kind, to="gguf", type=kind)
+    made = export(source, tmp_path / kind, to="gguf", precision=kind)
     artifact.open_verified(made.path)
     back = open_checkpoint(made.path / "model.gguf").path  # transformers' reader of GGUF
     want, got = logits(source), logits(back)
@@ -54,7 +54,7 @@ def test_llamacpp_says_what_torch_says_of_the_same_weights(source, tmp_path, kin
     from greenllm.bench.models import find
     from greenllm.bench.runners import loader
 
-    made = export(source, tmp_path / kind, to="gguf", type=kind)
+    made = export(source, tmp_path / kind, to="gguf", precision=kind)
     target = find(made)
     assert target.runner == "llamacpp"
     runner = loader(target.runner).load(target.path, 1)
@@ -73,7 +73,7 @@ def test_packed_codes_go_into_blocks_as_they_are(source, tmp_path):
     assert "Q4_0" in checked["types"]
     assert checked["verified"]["max_relative_error"]["Q4_0"] == 0
     with pytest.raises(GreenError, match="quantized already"):
-        export(packed, tmp_path / "no", to="gguf", type="q8_0")
+        export(packed, tmp_path / "no", to="gguf", precision="q8_0")
     assert not (tmp_path / "no").exists()
 
 
@@ -81,9 +81,9 @@ def test_what_is_not_written_is_refused_by_name(source, bert, tmp_path):
     with pytest.raises(GreenError, match="BertModel is not written as GGUF here"):
         export(bert, tmp_path / "out", to="gguf")
     with pytest.raises(GreenError, match="No GGUF type is called 'q5_1'"):
-        export(source, tmp_path / "out", to="gguf", type="q5_1")
-    with pytest.raises(GreenError, match="Types are GGUF's alone"):
-        export(source, tmp_path / "out", to="onnx", type="q8_0")
+        export(source, tmp_path / "out", to="gguf", precision="q5_1")
+    with pytest.raises(GreenError, match="says nothing to onnx"):
+        export(source, tmp_path / "out", to="onnx", precision="q8_0")
     partial = shutil.copytree(source, tmp_path / "partial")
     config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
     (partial / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}), encoding="utf-8")

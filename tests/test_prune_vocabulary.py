@@ -101,7 +101,7 @@ def tokenizers(*paths):
 def test_gguf_has_the_tokens_that_stay(small, tmp_path):
     import gguf
 
-    made = greenllm.export(small, tmp_path / "gguf", to="gguf", type="f16")
+    made = greenllm.export(small, tmp_path / "gguf", to="gguf", precision="f16")
     reader = gguf.GGUFReader(made.path / "model.gguf")
     stay = Tokenizer.from_file(str(small / "tokenizer.json"))
     found = reader.fields["tokenizer.ggml.tokens"].contents()
