@@ -14,7 +14,7 @@ from greenllm.progress import Progress, Silent
 
 __all__ = ["export"]
 
-Format = Literal["genai", "onnx"]
+Format = Literal["genai", "onnx", "edge-llm"]
 GRAPH = "model.onnx"
 
 
@@ -24,6 +24,8 @@ def export(
     *,
     to: str | None = None,
     target: str = "cpu",
+    precision: str | None = None,
+    calibration: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -32,13 +34,16 @@ def export(
     Args:
         checkpoint: hub id, directory, ``.gguf`` file or artifact; dense or packed.
         out: directory to make.
-        to: "genai" (ONNX Runtime GenAI) or "onnx" (plain ONNX); None takes what the target runs best.
+        to: "genai" (ONNX Runtime GenAI), "onnx" (plain ONNX) or "edge-llm" (TensorRT Edge-LLM on a Jetson); None
+            takes what the target runs best.
         target: name of a target or a YAML file.
+        precision: edge-llm: what its quantizer makes of a dense model; None is "int4".
+        calibration: edge-llm: text for its quantizer; None is "self".
         force: replace ``out``.
         progress: told of each stage.
 
     Returns:
-        An artifact of kind "genai" or "onnx".
+        An artifact of kind "genai", "onnx" or "edge-llm".
 
     Raises:
         GreenError: an architecture or weights that the format cannot hold, or an export that departs from
@@ -56,6 +61,15 @@ def export(
     source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     usual = "onnx" if source.inputs else found.formats.get(source.task, "onnx")  # for integer inputs the only one
     kind = _format(to or usual, source.task)
+    if kind == "edge-llm":
+        from greenllm.export.edgellm import export_edgellm
+
+        return export_edgellm(
+            source, out, found, precision=precision or "int4", calibration=calibration or "self", force=force,
+            progress=progress,
+        )  # fmt: skip
+    if precision or calibration:
+        raise GreenError(f"--precision and --calibration say nothing to {kind}.", "They are for --to edge-llm.")
     write = write_genai if kind == "genai" else write_onnx
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
@@ -84,7 +98,7 @@ def export(
 
 def _format(to: str, task: str) -> Format:
     if to not in get_args(Format):
-        raise GreenError(f"No export format is called {to!r}.", f"Choose {' or '.join(get_args(Format))}.")
+        raise GreenError(f"No export format is called {to!r}.", f"One of {', '.join(get_args(Format))}.")
     if to == "genai" and task != "text-generation":
         raise GreenError(f"ORT-GenAI runs decoders; this model does {task}.", "Export it with --to onnx.")
     return to  # type: ignore[return-value]

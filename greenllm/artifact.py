@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from greenllm.errors import GreenError
 
 MANIFEST = "greenllm.json"
-Kind = Literal["checkpoint", "onnx", "genai", "model"]
+Kind = Literal["checkpoint", "onnx", "genai", "edge-llm", "model"]
 TRACKED = (
     "greenllm", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime",
     "onnxruntime-genai", "codecarbon", "numpy",
@@ -98,7 +98,7 @@ class Artifact:
 
     @property
     def kind(self) -> Kind:
-        """What the directory holds: checkpoint, onnx, genai, or model (all of them and a report)."""
+        """What the directory holds: checkpoint, onnx, genai, edge-llm, or model (all of them and a report)."""
         return self.manifest.kind
 
     @property

@@ -115,8 +115,12 @@ def compress(
 def export(
     checkpoint: ModelArg,
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
-    to: Annotated[str | None, typer.Option(help="genai or onnx; default: what the target runs best")] = None,
+    to: Annotated[str | None, typer.Option(help="genai, onnx or edge-llm; default: what the target runs best")] = None,
     target: TargetOption = "cpu",
+    precision: Annotated[str | None, typer.Option(help="edge-llm: int4, int8 or fp16; default int4")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="edge-llm: self, a .txt or .jsonl file, or a hub data set; default self")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -124,7 +128,10 @@ def export(
     from greenllm.screen import Bars
 
     with Bars(console) as bars:
-        done = room(checkpoint, out, to=to, target=target, force=force, progress=bars)
+        done = room(
+            checkpoint, out, to=to, target=target, precision=precision, calibration=calibration, force=force,
+            progress=bars,
+        )  # fmt: skip
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 
 

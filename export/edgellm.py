@@ -1,0 +1,230 @@
+"""TensorRT Edge-LLM, NVIDIA's runtime for language models on a Jetson: its quantizer and exporter, driven.
+
+Both are run on the CPU, in an environment of their own (see :mod:`greenllm.export.environment`). A dense model is
+quantized first: the exporter's own ``--quantization`` does nothing to it, and says nothing. They load models with
+``trust_remote_code``, so they are given a directory that holds none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from greenllm import artifact
+from greenllm.artifact import Artifact, Manifest
+from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.errors import GreenError
+from greenllm.export.edgellm_checks import Shape, refuse_dense, refuse_misfit, refuse_unknown, weight_files
+from greenllm.export.edgellm_device import LONGEST, VERSION, board, memory, refuse_too_large, write_steps
+from greenllm.export.environment import own_environment
+from greenllm.export.targets import Target
+from greenllm.progress import Progress
+from greenllm.save import copy_side_files, write_config
+
+KIND: Literal["edge-llm"] = "edge-llm"
+REQUIREMENTS = Path(__file__).with_name("edgellm.txt")
+GROUP = 128  # inputs that share a scale in its int4 kernels
+_METHODS = {"int4": "int4_awq", "int8": "int8_sq"}
+_BITS = {"int4": 4 + 16 / GROUP, "int8": 8.0, "fp16": 16.0}
+_GIGABYTES = 8.0  # of the environment: 2 with a CPU torch, 8 with a CUDA one
+_SAMPLES, _LENGTH = 32, 128  # of calibration: its search runs about a dozen times over them, on a CPU
+_CODE = ("auto_map", "custom_pipelines")  # keys that name a checkpoint's own code
+
+
+def export_edgellm(
+    checkpoint: Checkpoint,
+    out: str | Path,
+    target: Target,
+    *,
+    precision: str = "int4",
+    calibration: str = "self",
+    force: bool = False,
+    progress: Progress,
+) -> Artifact:
+    """Export a decoder for TensorRT Edge-LLM; its engine is built on the device, by the script beside it.
+
+    Args:
+        checkpoint: dense, or packed by GPTQ's layout in 4 bits and symmetric groups of 128 with a dense head.
+        out: directory to make.
+        target: a Jetson.
+        precision: of the blocks' linears; a packed checkpoint is int4 already.
+        calibration: "self", a ``.txt`` or ``.jsonl`` file, or a hub data set id.
+        force: replace ``out``.
+        progress: told of each stage.
+
+    Returns:
+        An artifact of kind "edge-llm".
+
+    Raises:
+        GreenError: a model that Edge-LLM does not take (said before any work), or an export that is not quantized;
+            nothing lies under ``out`` then.
+    """
+    from greenllm.calibration import check_source
+
+    if precision not in _BITS:
+        raise GreenError(f"Edge-LLM has no precision {precision!r} here.", f"One of {', '.join(_BITS)}.")
+    shape = refuse(checkpoint, target, precision)
+    check_source(calibration)
+    config = checkpoint.config
+    parts = memory(shape, config, _BITS[precision], LONGEST)
+    refuse_too_large(parts, target)
+    python = own_environment(f"edgellm-{VERSION}", REQUIREMENTS, "tensorrt_edgellm", _GIGABYTES, progress)
+    with artifact.writing(out, force=force) as part:
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as scratch:
+            work = Path(scratch)
+            given = None
+            if precision == "fp16" or checkpoint.quantized:
+                ready = _plain(checkpoint, work / "dense")
+            else:
+                ready, given = _quantize(checkpoint, python, work, precision, calibration, progress)
+            progress.stage("exporting for Edge-LLM", 1)
+            run_module(python, export_arguments(ready, work / "onnx", precision), work)
+            shutil.move(str(work / "onnx" / "llm"), part / "llm")
+            progress.advance()
+        head = 2 * int(config.vocab_size) * shape.hidden
+        looked = refuse_dense(part / "llm" / "model.onnx", shape, int(config.num_hidden_layers), head, precision)
+        weights = [*weight_files(part / "llm"), part / "llm" / "embedding.safetensors"]
+        stored = sum(f.stat().st_size for f in weights)
+        details: dict[str, Any] = {
+            "task": checkpoint.task, "target": target.name, "entry": "llm/model.onnx", "precision": precision,
+            "parameters": checkpoint.parameters, "tied": checkpoint.tied,
+            "bits_per_weight": round(stored * 8 / checkpoint.parameters, 3),
+            "bytes": {"stored": stored, "source_fp16": 2 * checkpoint.parameters}, "verified": looked,
+            "memory": parts, "device": write_steps(part, target, parts, LONGEST),
+        }  # fmt: skip
+        made = artifact.read(checkpoint.path).manifest if artifact.is_artifact(checkpoint.path) else Manifest(kind=KIND)
+        known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
+        if given:
+            known |= {"calibration": given, "seed": given["seed"]}
+        artifact.seal(part, Manifest(kind=KIND, parents=checkpoint.parents, details=details, **known))
+    return artifact.read(out)
+
+
+def refuse(checkpoint: Checkpoint, target: Target, precision: str) -> Shape:
+    """Refuse, before any work, what Edge-LLM cannot take.
+
+    Returns:
+        The model's sizes.
+
+    Raises:
+        GreenError: no decoder, no Jetson, an architecture, a size or packed weights that do not fit.
+    """
+    board(target)
+    if checkpoint.task != GENERATION:
+        raise GreenError(f"Edge-LLM runs decoders; this model does {checkpoint.task}.", "Export it with --to onnx.")
+    refuse_unknown(checkpoint.config)
+    if not (checkpoint.path / "tokenizer.json").is_file():
+        raise GreenError(f"{checkpoint.path} has no tokenizer.json, which Edge-LLM reads.", "Add the tokenizer.")
+    if checkpoint.quantized:
+        _refuse_packed(checkpoint, precision)
+    shape = Shape.of(checkpoint.config)
+    refuse_misfit(str(checkpoint.path), shape)
+    return shape
+
+
+def _refuse_packed(checkpoint: Checkpoint, precision: str) -> None:
+    config = checkpoint.quantization or {}
+    want = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True}
+    fits = all(config.get(k) == v for k, v in want.items()) and not config.get("dynamic") and not config.get("lm_head")
+    if precision != "int4" or not fits or checkpoint.inputs:
+        raise GreenError(
+            f"{checkpoint.path} is packed in a way that Edge-LLM does not read.",
+            "Start from its dense checkpoint, or pack that for it: "
+            f"greenllm quantize CHECKPOINT -o OUT --bits 4 --group {GROUP} --head-bits 0.",
+        )
+
+
+def quantize_arguments(model: Path, out: Path, precision: str, samples: int) -> list[str]:
+    """Arguments of its quantizer: the data set's name is one it knows, its contents are ours (see _quantize)."""
+    return [
+        "tensorrt_edgellm.scripts.quantize", "llm", "--model_dir", str(model), "--output_dir", str(out),
+        "--quantization", _METHODS[precision], "--text_dataset", "wikitext", "--num_samples", str(samples),
+        "--device", "cpu",
+    ]  # fmt: skip
+
+
+def export_arguments(model: Path, out: Path, precision: str) -> list[str]:
+    """Arguments of its exporter. Weights of the MLP go beside the graph: the engine's build then needs less memory."""
+    found = ["tensorrt_edgellm.scripts.export", str(model), str(out)]
+    return [*found, "--externalize-weights", "int4_ffn"] if precision == "int4" else found
+
+
+def run_module(python: Path, arguments: list[str], work: Path, **environment: str) -> None:
+    """Run a module of the environment, cut off from the network and from the user's caches.
+
+    Raises:
+        GreenError: it failed; with its last words.
+    """
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(work / "hub"),
+               "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    done = subprocess.run(
+        [str(python), "-m", *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        cwd=work, env=inherited | offline | environment,
+    )  # fmt: skip
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        last = (errors or said or [f"exit code {done.returncode}"])[-1]
+        raise GreenError(f"{arguments[0]} of TensorRT Edge-LLM {VERSION} failed: {last[:300]}")
+
+
+def _quantize(
+    checkpoint: Checkpoint, python: Path, work: Path, precision: str, source: str, progress: Progress
+) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint that its quantizer made, and what calibrated it."""
+    from transformers import AutoTokenizer
+
+    from greenllm.calibration import describe, samples
+
+    ids = samples(checkpoint, source, _SAMPLES, _LENGTH, 0, progress)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    texts = work / "calibration.jsonl"
+    rows = (json.dumps({"text": tokenizer.decode(row, skip_special_tokens=True) or " "}) for row in ids.tolist())
+    texts.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    progress.stage(f"quantizing to {precision} by Edge-LLM's quantizer", 1)
+    dense = _plain(checkpoint, work / "dense")
+    run_module(
+        python, quantize_arguments(dense, work / "quantized", precision, len(ids)), work,
+        EDGELLM_QUANT_DATASET_WIKITEXT=str(texts),
+    )  # fmt: skip
+    shutil.rmtree(dense)
+    progress.advance()
+    return work / "quantized", describe(source, ids, 0)
+
+
+def _plain(checkpoint: Checkpoint, out: Path) -> Path:
+    """The checkpoint in a directory without code: dense in float32, or its packed weights as they are."""
+    if checkpoint.quantized:
+        out.mkdir(parents=True)
+        copy_side_files(checkpoint.path, out)
+        write_config(out, checkpoint.config, checkpoint.quantization)
+        for file in checkpoint.path.glob("*.safetensors*"):
+            (out / file.name).symlink_to(file.resolve())
+    else:
+        checkpoint.write_dense(out)
+    strip_code(out)
+    return out
+
+
+def strip_code(directory: Path) -> None:
+    """Take out of a checkpoint's JSON files what names code to run with it.
+
+    Raises:
+        GreenError: a JSON file that is none.
+    """
+    for file in directory.rglob("*.json"):
+        if file.is_symlink():
+            continue
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise GreenError(f"{file.name} of the checkpoint is not JSON.", "Download it again.") from e
+        if isinstance(data, dict) and any(k in data for k in _CODE):
+            file.write_text(json.dumps({k: v for k, v in data.items() if k not in _CODE}, indent=1), encoding="utf-8")

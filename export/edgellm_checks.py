@@ -1,0 +1,193 @@
+"""What TensorRT Edge-LLM takes, told before the work; and whether its output is quantized, looked at after it.
+
+Its exporter takes any decoder and writes a Llama of its weights, and its kernels fail only on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from greenllm.errors import GreenError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # of dense decoders, which its default model is
+HEAD_SIZES = (64, 128, 256)  # its attention kernels'
+_MULTIPLE = 128  # inputs that share a scale, and a tile of the kernels
+_ROW = 64  # outputs of a projection: half a tile
+_ROPES = ("default", "llama3")
+LINEARS = 7  # of a block: q, k, v, o, gate, up, down
+
+# Operators that a quantized linear becomes, and the most bytes of an fp16 one that its weights and scales take.
+OPERATORS = {"int4": ("Int4GroupwiseGemmPluginV2", 0.30), "int8": ("DequantizeLinear", 0.55)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder: of its states, its MLP, its heads, and how many query heads share keys and values."""
+
+    hidden: int
+    mlp: int
+    heads: int
+    groups: int
+    head_size: int
+    coupled: bool  # the configuration cannot say how wide a head is
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """Of transformers' configuration."""
+        heads = int(config.num_attention_heads)
+        return cls(
+            hidden=int(config.hidden_size),
+            mlp=int(config.intermediate_size),
+            heads=heads,
+            groups=int(getattr(config, "num_key_value_heads", None) or heads),
+            head_size=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+            coupled=not hasattr(config, "head_dim"),
+        )
+
+    @property
+    def linears(self) -> int:
+        """Weights of a block's linears."""
+        attention = 2 * self.hidden * (self.heads + self.groups) * self.head_size
+        return attention + 3 * self.hidden * self.mlp
+
+
+def refuse_unknown(config: Any) -> None:
+    """Refuse a model that would be exported as what it is not.
+
+    Raises:
+        GreenError: another family, or a detail that its Llama lacks.
+    """
+    kind = config.model_type
+    if kind not in FAMILIES:
+        raise GreenError(
+            f"Edge-LLM is driven here for {', '.join(FAMILIES)}; {kind} would be written as if it were a Llama.",
+            "Export it --to genai or --to onnx.",
+        )
+    odd = {
+        f"{getattr(config, 'hidden_act', 'silu')} in its MLP": getattr(config, "hidden_act", "silu") != "silu",
+        "biases in its MLP": getattr(config, "mlp_bias", False),
+        "a bias in its attention's output": kind == "llama" and getattr(config, "attention_bias", False),
+        "attention of a sliding window": bool(_window(config)),
+        f"{_rope(config)} position scaling": _rope(config) not in _ROPES,
+        f"heads of {Shape.of(config).head_size} channels": Shape.of(config).head_size not in HEAD_SIZES,
+    }
+    for what, found in odd.items():
+        if found:
+            raise GreenError(
+                f"This {kind} has {what}, which Edge-LLM does not compute.", "Export it --to genai or --to onnx."
+            )
+
+
+def refuse_misfit(name: str, shape: Shape) -> None:
+    """Refuse sizes that its kernels do not take, with the command that makes them fit.
+
+    Args:
+        name: of the checkpoint, for the command.
+        shape: of the model.
+
+    Raises:
+        GreenError: which sizes do not fit.
+    """
+    wrong = misfits(shape)
+    if not wrong:
+        return
+    options = fitting(shape)
+    way = (
+        f"Prune it to sizes that do, then distil: greenllm prune {name} -o {Path(name).name}-128 {options}"
+        if options
+        else "No smaller width fits either: export it --to genai or --to onnx."
+    )
+    raise GreenError(f"Edge-LLM's kernels do not take this model: {'; '.join(wrong)}.", way)
+
+
+def misfits(shape: Shape) -> list[str]:
+    """Sizes that do not fit, in words; empty when all do."""
+    queries, keys = shape.heads * shape.head_size, shape.groups * shape.head_size
+    found = []
+    if shape.hidden % _MULTIPLE:
+        found.append(f"its hidden size {shape.hidden} is no multiple of {_MULTIPLE}")
+    if shape.mlp % _MULTIPLE:
+        found.append(f"its MLP size {shape.mlp} is no multiple of {_MULTIPLE}")
+    if queries % _MULTIPLE:
+        found.append(
+            f"its {shape.heads} heads of {shape.head_size}, {queries} channels, are no multiple of {_MULTIPLE}"
+        )
+    if keys % _ROW:
+        found.append(f"its {shape.groups} key heads of {shape.head_size}, {keys} channels, are no multiple of {_ROW}")
+    return found
+
+
+def fitting(shape: Shape) -> str:
+    """Options of ``greenllm prune`` for the largest sizes below that fit; "" where there are none."""
+    each = shape.heads // shape.groups
+    fit = (
+        g * each for g in range(shape.groups, 0, -1)
+        if not g * each * shape.head_size % _MULTIPLE and not g * shape.head_size % _ROW
+    )  # fmt: skip
+    heads = next(fit, 0)
+    sizes: dict[str, int] = {}
+    if shape.hidden % _MULTIPLE:
+        sizes["hidden"] = shape.hidden // _MULTIPLE * _MULTIPLE
+    if heads != shape.heads:
+        sizes["heads"] = heads
+    if shape.coupled and sizes:
+        sizes = {"hidden": heads * shape.head_size}
+    if shape.mlp % _MULTIPLE:
+        sizes["mlp"] = shape.mlp // _MULTIPLE * _MULTIPLE
+    if not sizes or 0 in sizes.values():
+        return ""
+    return " ".join(f"--{k} {n}" for k, n in sizes.items()) + f" --multiple {_MULTIPLE}"
+
+
+def refuse_dense(graph: Path, shape: Shape, layers: int, head_bytes: int, precision: str) -> dict[str, Any]:
+    """Count the operators and the bytes of an export, and refuse one whose linears are not all quantized.
+
+    Args:
+        graph: ``model.onnx``, its external data beside it.
+        shape: of the model.
+        layers: number of blocks.
+        head_bytes: what the head takes, which stays fp16.
+        precision: a key of :data:`OPERATORS`, or "fp16".
+
+    Returns:
+        Figures for the manifest: operators by name, and bytes of the blocks' linears against fp16's.
+
+    Raises:
+        GreenError: linears that stayed float, or too many bytes.
+    """
+    import onnx
+
+    ops: dict[str, int] = {}
+    for node in onnx.load(str(graph), load_external_data=False).graph.node:
+        ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    stored = sum(f.stat().st_size for f in weight_files(graph.parent)) - head_bytes
+    ratio = stored / (2 * layers * shape.linears)
+    found = {"operators": ops, "linears_bytes": stored, "linears_of_fp16": round(ratio, 4)}
+    if precision in OPERATORS:
+        operator, most = OPERATORS[precision]
+        wanted = layers * LINEARS
+        if ops.get(operator, 0) < wanted or ratio > most:
+            raise GreenError(
+                f"Edge-LLM's export is not quantized: {ops.get(operator, 0)} of {wanted} linears are {operator}, and "
+                f"their weights take {ratio:.0%} of fp16's bytes (at most {most:.0%}).",
+                "This is a fault of the export, not of the checkpoint: nothing was kept.",
+            )
+    return found
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Files that hold the graph's weights: its external data, and weights that are its inputs; not the embedding."""
+    return [*directory.glob("model.onnx.data*"), *directory.glob("external_*.safetensors")]
+
+
+def _window(config: Any) -> int | None:
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _rope(config: Any) -> str:
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return str(scaling.get("rope_type") or scaling.get("type") or "default")
