@@ -62,6 +62,11 @@ def _find(model: str | Path | Artifact) -> Target:
         whole = artifact.read(path)
         part = whole.deployable
         part.verify()
+        if part.kind not in _ENGINES:
+            raise GreenError(
+                f"{path} holds {part.kind!r}, which runs on its device only.",
+                "Bench the checkpoint that it was exported from; on the device: ./build.sh, then ./run.sh.",
+            )
         manifest = part.manifest if part.manifest.steps else whole.manifest
         return Target(path.absolute().name, str(part.path), _ENGINES[part.kind], manifest)
     if path.is_dir():

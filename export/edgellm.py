@@ -1,17 +1,13 @@
 """TensorRT Edge-LLM, NVIDIA's runtime for language models on a Jetson: its quantizer and exporter, driven.
 
 Both are run on the CPU, in an environment of their own (see :mod:`greenllm.export.environment`). A dense model is
-quantized first: the exporter's own ``--quantization`` does nothing to it, and says nothing. They load models with
-``trust_remote_code``, so they are given a directory that holds none.
+quantized first: the exporter's own ``--quantization`` does nothing to it, and says nothing.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +18,8 @@ from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.edgellm_checks import Shape, refuse_dense, refuse_misfit, refuse_unknown, weight_files
 from greenllm.export.edgellm_device import LONGEST, VERSION, board, memory, refuse_too_large, write_steps
+from greenllm.export.edgellm_fidelity import fidelity
+from greenllm.export.edgellm_tools import export_arguments, quantize_arguments, run_module, strip_code
 from greenllm.export.environment import own_environment
 from greenllm.export.targets import Target
 from greenllm.progress import Progress
@@ -30,11 +28,9 @@ from greenllm.save import copy_side_files, write_config
 KIND: Literal["edge-llm"] = "edge-llm"
 REQUIREMENTS = Path(__file__).with_name("edgellm.txt")
 GROUP = 128  # inputs that share a scale in its int4 kernels
-_METHODS = {"int4": "int4_awq", "int8": "int8_sq"}
 _BITS = {"int4": 4 + 16 / GROUP, "int8": 8.0, "fp16": 16.0}
 _GIGABYTES = 8.0  # of the environment: 2 with a CPU torch, 8 with a CUDA one
 _SAMPLES, _LENGTH = 32, 128  # of calibration: its search runs about a dozen times over them, on a CPU
-_CODE = ("auto_map", "custom_pipelines")  # keys that name a checkpoint's own code
 
 
 def export_edgellm(
@@ -78,11 +74,12 @@ def export_edgellm(
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as scratch:
             work = Path(scratch)
-            given = None
+            given, measured = None, {}
             if precision == "fp16" or checkpoint.quantized:
                 ready = _plain(checkpoint, work / "dense")
             else:
                 ready, given = _quantize(checkpoint, python, work, precision, calibration, progress)
+                measured = {"quantized": fidelity(checkpoint, ready)}
             progress.stage("exporting for Edge-LLM", 1)
             run_module(python, export_arguments(ready, work / "onnx", precision), work)
             shutil.move(str(work / "onnx" / "llm"), part / "llm")
@@ -95,12 +92,12 @@ def export_edgellm(
             "task": checkpoint.task, "target": target.name, "entry": "llm/model.onnx", "precision": precision,
             "parameters": checkpoint.parameters, "tied": checkpoint.tied,
             "bits_per_weight": round(stored * 8 / checkpoint.parameters, 3),
-            "bytes": {"stored": stored, "source_fp16": 2 * checkpoint.parameters}, "verified": looked,
-            "memory": parts, "device": write_steps(part, target, parts, LONGEST),
+            "bytes": {"stored": stored, "source_fp16": 2 * checkpoint.parameters}, "verified": measured | looked,
+            "calibration": given, "memory": parts, "device": write_steps(part, target, parts, LONGEST),
         }  # fmt: skip
         made = artifact.read(checkpoint.path).manifest if artifact.is_artifact(checkpoint.path) else Manifest(kind=KIND)
         known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
-        if given:
+        if given and not known["calibration"]:
             known |= {"calibration": given, "seed": given["seed"]}
         artifact.seal(part, Manifest(kind=KIND, parents=checkpoint.parents, details=details, **known))
     return artifact.read(out)
@@ -140,41 +137,6 @@ def _refuse_packed(checkpoint: Checkpoint, precision: str) -> None:
         )
 
 
-def quantize_arguments(model: Path, out: Path, precision: str, samples: int) -> list[str]:
-    """Arguments of its quantizer: the data set's name is one it knows, its contents are ours (see _quantize)."""
-    return [
-        "tensorrt_edgellm.scripts.quantize", "llm", "--model_dir", str(model), "--output_dir", str(out),
-        "--quantization", _METHODS[precision], "--text_dataset", "wikitext", "--num_samples", str(samples),
-        "--device", "cpu",
-    ]  # fmt: skip
-
-
-def export_arguments(model: Path, out: Path, precision: str) -> list[str]:
-    """Arguments of its exporter. Weights of the MLP go beside the graph: the engine's build then needs less memory."""
-    found = ["tensorrt_edgellm.scripts.export", str(model), str(out)]
-    return [*found, "--externalize-weights", "int4_ffn"] if precision == "int4" else found
-
-
-def run_module(python: Path, arguments: list[str], work: Path, **environment: str) -> None:
-    """Run a module of the environment, cut off from the network and from the user's caches.
-
-    Raises:
-        GreenError: it failed; with its last words.
-    """
-    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(work / "hub"),
-               "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    done = subprocess.run(
-        [str(python), "-m", *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        cwd=work, env=inherited | offline | environment,
-    )  # fmt: skip
-    if done.returncode:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        last = (errors or said or [f"exit code {done.returncode}"])[-1]
-        raise GreenError(f"{arguments[0]} of TensorRT Edge-LLM {VERSION} failed: {last[:300]}")
-
-
 def _quantize(
     checkpoint: Checkpoint, python: Path, work: Path, precision: str, source: str, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
@@ -211,20 +173,3 @@ def _plain(checkpoint: Checkpoint, out: Path) -> Path:
         checkpoint.write_dense(out)
     strip_code(out)
     return out
-
-
-def strip_code(directory: Path) -> None:
-    """Take out of a checkpoint's JSON files what names code to run with it.
-
-    Raises:
-        GreenError: a JSON file that is none.
-    """
-    for file in directory.rglob("*.json"):
-        if file.is_symlink():
-            continue
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as e:
-            raise GreenError(f"{file.name} of the checkpoint is not JSON.", "Download it again.") from e
-        if isinstance(data, dict) and any(k in data for k in _CODE):
-            file.write_text(json.dumps({k: v for k, v in data.items() if k not in _CODE}, indent=1), encoding="utf-8")

@@ -121,24 +121,27 @@ def misfits(shape: Shape) -> list[str]:
 
 def fitting(shape: Shape) -> str:
     """Options of ``greenllm prune`` for the largest sizes below that fit; "" where there are none."""
-    each = shape.heads // shape.groups
-    fit = (
-        g * each for g in range(shape.groups, 0, -1)
-        if not g * each * shape.head_size % _MULTIPLE and not g * shape.head_size % _ROW
-    )  # fmt: skip
-    heads = next(fit, 0)
-    sizes: dict[str, int] = {}
-    if shape.hidden % _MULTIPLE:
-        sizes["hidden"] = shape.hidden // _MULTIPLE * _MULTIPLE
-    if heads != shape.heads:
-        sizes["heads"] = heads
-    if shape.coupled and sizes:
-        sizes = {"hidden": heads * shape.head_size}
+    sizes = _attention(shape) if len(misfits(shape)) > bool(shape.mlp % _MULTIPLE) else {}
     if shape.mlp % _MULTIPLE:
         sizes["mlp"] = shape.mlp // _MULTIPLE * _MULTIPLE
     if not sizes or 0 in sizes.values():
         return ""
     return " ".join(f"--{k} {n}" for k, n in sizes.items()) + f" --multiple {_MULTIPLE}"
+
+
+def _attention(shape: Shape) -> dict[str, int]:
+    """Hidden channels and heads that fit, where they change: of all pairs the one with most channels; 0 for none."""
+    each = shape.heads // shape.groups
+    pairs = [
+        (hidden, g * each)
+        for g in range(1, shape.groups + 1)
+        for hidden in range(_MULTIPLE, shape.hidden + 1, _MULTIPLE)
+        if not g * each * shape.head_size % _MULTIPLE and not g * shape.head_size % _ROW
+        if hidden == g * each * shape.head_size or (not shape.coupled and not hidden % (g * each))  # transformers' rule
+    ]
+    hidden, heads = max(pairs, key=lambda p: (p[0] * p[1], p), default=(0, 0))
+    found = {"hidden": hidden} if hidden != shape.hidden else {}
+    return found | ({"heads": heads} if heads != shape.heads and not shape.coupled else {})
 
 
 def refuse_dense(graph: Path, shape: Shape, layers: int, head_bytes: int, precision: str) -> dict[str, Any]:
