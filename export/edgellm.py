@@ -141,14 +141,14 @@ def _quantize(
     checkpoint: Checkpoint, python: Path, work: Path, precision: str, source: str, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
     """A checkpoint that its quantizer made, and what calibrated it."""
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer
 
     from greenllm.calibration import describe, samples
 
     ids = samples(checkpoint, source, _SAMPLES, _LENGTH, 0, progress)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
     texts = work / "calibration.jsonl"
-    rows = (json.dumps({"text": tokenizer.decode(row, skip_special_tokens=True) or " "}) for row in ids.tolist())
+    rows = (json.dumps({"text": tokenizer.decode(row) or " "}) for row in ids.tolist())
     texts.write_text("\n".join(rows) + "\n", encoding="utf-8")
     progress.stage(f"quantizing to {precision} by Edge-LLM's quantizer", 1)
     dense = _plain(checkpoint, work / "dense")
