@@ -19,7 +19,7 @@ from greenllm.errors import GreenError
 from greenllm.export.edgellm_checks import Shape, refuse_dense, refuse_misfit, refuse_unknown, weight_files
 from greenllm.export.edgellm_device import LONGEST, VERSION, board, memory, refuse_too_large, write_steps
 from greenllm.export.edgellm_fidelity import fidelity
-from greenllm.export.edgellm_tools import export_arguments, quantize_arguments, run_module, strip_code
+from greenllm.export.edgellm_tools import drop_dead_bytes, export_arguments, quantize_arguments, run_module, strip_code
 from greenllm.export.environment import own_environment
 from greenllm.export.targets import Target
 from greenllm.progress import Progress
@@ -67,40 +67,51 @@ def export_edgellm(
         raise GreenError(f"Edge-LLM has no precision {precision!r} here.", f"One of {', '.join(_BITS)}.")
     shape = refuse(checkpoint, target, precision)
     check_source(calibration)
-    config = checkpoint.config
-    parts = memory(shape, config, _BITS[precision], LONGEST)
+    parts = memory(shape, checkpoint.config, _BITS[precision], LONGEST)
     refuse_too_large(parts, target)
     python = own_environment(f"edgellm-{VERSION}", REQUIREMENTS, "tensorrt_edgellm", _GIGABYTES, progress)
     with artifact.writing(out, force=force) as part:
-        with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as scratch:
-            work = Path(scratch)
-            given, measured = None, {}
-            if precision == "fp16" or checkpoint.quantized:
-                ready = _plain(checkpoint, work / "dense")
-            else:
-                ready, given = _quantize(checkpoint, python, work, precision, calibration, progress)
-                measured = {"quantized": fidelity(checkpoint, ready)}
-            progress.stage("exporting for Edge-LLM", 1)
-            run_module(python, export_arguments(ready, work / "onnx", precision), work)
-            shutil.move(str(work / "onnx" / "llm"), part / "llm")
-            progress.advance()
-        head = 2 * int(config.vocab_size) * shape.hidden
-        looked = refuse_dense(part / "llm" / "model.onnx", shape, int(config.num_hidden_layers), head, precision)
-        weights = [*weight_files(part / "llm"), part / "llm" / "embedding.safetensors"]
-        stored = sum(f.stat().st_size for f in weights)
+        made = _write(checkpoint, part, python, shape, precision, calibration, progress)
         details: dict[str, Any] = {
             "task": checkpoint.task, "target": target.name, "entry": "llm/model.onnx", "precision": precision,
             "parameters": checkpoint.parameters, "tied": checkpoint.tied,
-            "bits_per_weight": round(stored * 8 / checkpoint.parameters, 3),
-            "bytes": {"stored": stored, "source_fp16": 2 * checkpoint.parameters}, "verified": measured | looked,
-            "calibration": given, "memory": parts, "device": write_steps(part, target, parts, LONGEST),
+            "bits_per_weight": round(made["bytes"]["stored"] * 8 / checkpoint.parameters, 3), **made,
+            "memory": parts, "device": write_steps(part, target, parts, LONGEST),
         }  # fmt: skip
-        made = artifact.read(checkpoint.path).manifest if artifact.is_artifact(checkpoint.path) else Manifest(kind=KIND)
-        known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
-        if given and not known["calibration"]:
-            known |= {"calibration": given, "seed": given["seed"]}
+        old = artifact.read(checkpoint.path).manifest if artifact.is_artifact(checkpoint.path) else Manifest(kind=KIND)
+        known = {k: getattr(old, k) for k in ("steps", "calibration", "seed", "energy")}
+        if made["calibration"] and not known["calibration"]:
+            known |= {"calibration": made["calibration"], "seed": made["calibration"]["seed"]}
         artifact.seal(part, Manifest(kind=KIND, parents=checkpoint.parents, details=details, **known))
     return artifact.read(out)
+
+
+def _write(
+    checkpoint: Checkpoint, out: Path, python: Path, shape: Shape, precision: str, calibration: str, progress: Progress
+) -> dict[str, Any]:
+    """Quantize and export into ``out/llm``, look at what came out, and say for the manifest what was found."""
+    graph = out / "llm" / "model.onnx"
+    given, measured = None, {}
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+        work = Path(scratch)
+        if precision == "fp16" or checkpoint.quantized:
+            ready = _plain(checkpoint, work / "dense")
+        else:
+            ready, given = _quantize(checkpoint, python, work, precision, calibration, progress)
+            measured = {"quantized": fidelity(checkpoint, ready)}
+        progress.stage("exporting for Edge-LLM", 1)
+        run_module(python, export_arguments(ready, work / "onnx", precision), work)
+        shutil.move(str(work / "onnx" / "llm"), graph.parent)
+    dropped = drop_dead_bytes(graph)
+    progress.advance()
+    c = checkpoint.config
+    looked = refuse_dense(graph, shape, int(c.num_hidden_layers), 2 * int(c.vocab_size) * shape.hidden, precision)
+    stored = sum(f.stat().st_size for f in [*weight_files(graph.parent), graph.with_name("embedding.safetensors")])
+    return {
+        "calibration": given,
+        "verified": measured | looked,
+        "bytes": {"stored": stored, "source_fp16": 2 * checkpoint.parameters, "dropped": dropped},
+    }
 
 
 def refuse(checkpoint: Checkpoint, target: Target, precision: str) -> Shape:

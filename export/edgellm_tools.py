@@ -15,6 +15,7 @@ from greenllm.errors import GreenError
 from greenllm.export.edgellm_device import VERSION
 
 METHODS = {"int4": "int4_awq", "int8": "int8_sq"}
+_ALIGNED = 64  # where a tensor begins in the data
 _CODE = ("auto_map", "custom_pipelines")  # keys that name a checkpoint's own code
 
 
@@ -68,3 +69,40 @@ def strip_code(directory: Path) -> None:
             raise GreenError(f"{file.name} of the checkpoint is not JSON.", "Download it again.") from e
         if isinstance(data, dict) and any(k in data for k in _CODE):
             file.write_text(json.dumps({k: v for k, v in data.items() if k not in _CODE}, indent=1), encoding="utf-8")
+
+
+def drop_dead_bytes(graph: Path) -> int:
+    """Copy what the graph still reads of its external data into a new file, which takes the old one's place.
+
+    The exporter moves weights out of the graph and leaves their bytes behind: more than half of an int4 model.
+
+    Args:
+        graph: ``model.onnx``; its external data lies beside it.
+
+    Returns:
+        Bytes that nobody read.
+
+    Raises:
+        GreenError: data in another file, or outside it.
+    """
+    import onnx
+
+    model = onnx.load(str(graph), load_external_data=False)
+    data = graph.with_name("model.onnx.data")
+    part = graph.with_name("model.onnx.data.part")
+    with data.open("rb") as old, part.open("wb") as new:
+        for tensor in model.graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            entries = {e.key: e for e in tensor.external_data}
+            old.seek(int(entries["offset"].value))
+            kept = old.read(int(entries["length"].value))
+            if entries["location"].value != data.name or len(kept) != int(entries["length"].value):
+                raise GreenError(f"Edge-LLM's export is damaged: {tensor.name} is not in {data.name}.")
+            new.write(bytes(-new.tell() % _ALIGNED))
+            entries["offset"].value = str(new.tell())
+            new.write(kept)
+    dead = data.stat().st_size - part.stat().st_size
+    onnx.save(model, str(graph))
+    part.replace(data)
+    return dead

@@ -27,7 +27,7 @@ from greenllm.export import edgellm, environment
 from greenllm.export.edgellm_checks import LINEARS, Shape, fitting, misfits, refuse_dense, refuse_misfit, refuse_unknown
 from greenllm.export.edgellm_device import board, memory, refuse_too_large, write_steps
 from greenllm.export.edgellm_fidelity import dequantized, fidelity
-from greenllm.export.edgellm_tools import export_arguments, quantize_arguments, run_module, strip_code
+from greenllm.export.edgellm_tools import drop_dead_bytes, export_arguments, quantize_arguments, run_module, strip_code
 from greenllm.export.targets import load_target
 from greenllm.progress import Silent
 from greenllm.prune.step import Prune
@@ -272,6 +272,37 @@ def test_weights_beside_the_graph_count(tmp_path):
     (graph.parent / "embedding.safetensors").write_bytes(bytes(FULL))
     with pytest.raises(GreenError, match="100% of fp16's bytes"):
         refuse_dense(graph, SHAPE, 1, HEAD, "int4")
+
+
+def external(name, offset, length, location="model.onnx.data"):
+    """A tensor of bytes in another file."""
+    tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.INT8, dims=[length])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def test_bytes_that_nobody_reads_go(tmp_path):
+    data = bytes(range(256)) * 4
+    (tmp_path / "model.onnx.data").write_bytes(data)
+    tensors = [external("a", 10, 100), external("b", 900, 50)]
+    graph = onnx.helper.make_graph([], "g", [], [], initializer=tensors)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    assert drop_dead_bytes(tmp_path / "model.onnx") == 1024 - 178
+    a, b = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert a.raw_data == data[10:110]
+    assert b.raw_data == data[900:950]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+@pytest.mark.parametrize("tensor", [external("a", 0, 9, "../x"), external("a", 1000, 9)])
+def test_data_elsewhere_is_refused(tmp_path, tensor):
+    (tmp_path / "model.onnx.data").write_bytes(bytes(100))
+    graph = onnx.helper.make_graph([], "g", [], [], initializer=[tensor])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(GreenError, match="a is not in"):
+        drop_dead_bytes(tmp_path / "model.onnx")
 
 
 def pack(codes):
