@@ -132,7 +132,8 @@ def refuse(checkpoint: Checkpoint, target: Target, precision: str) -> Shape:
     if checkpoint.quantized:
         _refuse_packed(checkpoint, precision)
     shape = Shape.of(checkpoint.config)
-    refuse_misfit(str(checkpoint.path), shape)
+    if precision == "int4":
+        refuse_misfit(str(checkpoint.path), shape)
     return shape
 
 

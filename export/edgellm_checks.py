@@ -5,6 +5,7 @@ Its exporter takes any decoder and writes a Llama of its weights, and its kernel
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _ROW = 64  # outputs of a projection: half a tile
 _ROPES = ("default", "llama3")
 LINEARS = 7  # of a block: q, k, v, o, gate, up, down
 
-# Operators that a quantized linear becomes, and the most bytes of an fp16 one that its weights and scales take.
+# The operator that reads a quantized linear's codes, and the most of fp16's bytes that codes and scales take.
 OPERATORS = {"int4": ("Int4GroupwiseGemmPluginV2", 0.30), "int8": ("DequantizeLinear", 0.55)}
 
 
@@ -81,7 +82,7 @@ def refuse_unknown(config: Any) -> None:
 
 
 def refuse_misfit(name: str, shape: Shape) -> None:
-    """Refuse sizes that its kernels do not take, with the command that makes them fit.
+    """Refuse sizes that its int4 kernels do not take, with the command that makes them fit.
 
     Args:
         name: of the checkpoint, for the command.
@@ -95,11 +96,14 @@ def refuse_misfit(name: str, shape: Shape) -> None:
         return
     options = fitting(shape)
     way = (
-        f"Prune it to sizes that do, then distil: greenllm prune {name} -o {Path(name).name}-128 {options}"
+        f"Prune it to sizes that fit, then distil: greenllm prune {name} -o {Path(name).name}-128 {options}"
         if options
-        else "No smaller width fits either: export it --to genai or --to onnx."
+        else "No smaller width fits."
     )
-    raise GreenError(f"Edge-LLM's kernels do not take this model: {'; '.join(wrong)}.", way)
+    raise GreenError(
+        f"Edge-LLM's int4 kernels do not take this model: {'; '.join(wrong)}.",
+        f"{way}\nOr give --precision int8, which takes any size.",
+    )
 
 
 def misfits(shape: Shape) -> list[str]:
@@ -162,18 +166,20 @@ def refuse_dense(graph: Path, shape: Shape, layers: int, head_bytes: int, precis
     """
     import onnx
 
-    ops: dict[str, int] = {}
-    for node in onnx.load(str(graph), load_external_data=False).graph.node:
-        ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    loaded = onnx.load(str(graph), load_external_data=False).graph
+    codes = {t.name for t in loaded.initializer if t.data_type == onnx.TensorProto.INT8}
+    codes |= {i.name for i in loaded.input if i.type.tensor_type.elem_type == onnx.TensorProto.INT8}
+    ops = Counter(n.op_type for n in loaded.node)
+    readers = Counter(n.op_type for n in loaded.node if codes & set(n.input))
     stored = sum(f.stat().st_size for f in weight_files(graph.parent)) - head_bytes
     ratio = stored / (2 * layers * shape.linears)
-    found = {"operators": ops, "linears_bytes": stored, "linears_of_fp16": round(ratio, 4)}
+    found = {"operators": dict(ops), "linears_bytes": stored, "linears_of_fp16": round(ratio, 4)}
     if precision in OPERATORS:
         operator, most = OPERATORS[precision]
         wanted = layers * LINEARS
-        if ops.get(operator, 0) < wanted or ratio > most:
+        if readers[operator] < wanted or ratio > most:
             raise GreenError(
-                f"Edge-LLM's export is not quantized: {ops.get(operator, 0)} of {wanted} linears are {operator}, and "
+                f"Edge-LLM's export is not quantized: {readers[operator]} of {wanted} linears are {operator}, and "
                 f"their weights take {ratio:.0%} of fp16's bytes (at most {most:.0%}).",
                 "This is a fault of the export, not of the checkpoint: nothing was kept.",
             )

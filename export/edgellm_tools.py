@@ -103,6 +103,9 @@ def drop_dead_bytes(graph: Path) -> int:
             entries["offset"].value = str(new.tell())
             new.write(kept)
     dead = data.stat().st_size - part.stat().st_size
+    if dead <= 0:
+        part.unlink()
+        return 0
     onnx.save(model, str(graph))
     part.replace(data)
     return dead

@@ -70,7 +70,8 @@ def test_sizes_that_do_not_fit_are_named_with_the_way_out(shape, says, options):
     with pytest.raises(GreenError) as e:
         refuse_misfit("some/model", shape)
     assert all(s in e.value.what for s in says)
-    assert (f"greenllm prune some/model -o model-128 {options}" if options else "--to genai") in e.value.fix
+    assert (f"greenllm prune some/model -o model-128 {options}" if options else "No smaller") in e.value.fix
+    assert "--precision int8" in e.value.fix
 
 
 def test_what_is_advised_fits():
@@ -236,8 +237,10 @@ def test_a_checkpoints_own_code_is_not_handed_on(tmp_path):
 def make_graph(path, operators, size):
     """A graph with so many nodes of each operator, and external data of ``size`` bytes."""
     path.mkdir()
-    nodes = [onnx.helper.make_node(op, ["x"], [f"{op}{i}"]) for op, n in operators.items() for i in range(n)]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [])), path / "model.onnx")
+    nodes = [onnx.helper.make_node(op, ["x", w], [f"{op}{i}"]) for (op, w), n in operators.items() for i in range(n)]
+    kinds = {"codes": onnx.TensorProto.INT8, "floats": onnx.TensorProto.FLOAT16}
+    weights = [onnx.helper.make_tensor(name, kind, [1], [0]) for name, kind in kinds.items()]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], weights)), path / "model.onnx")
     (path / "model.onnx.data").write_bytes(bytes(size))
     return path / "model.onnx"
 
@@ -246,28 +249,35 @@ SHAPE, HEAD = Shape(256, 512, 4, 2, 64, False), 1000
 FULL = 2 * SHAPE.linears  # bytes of a block in fp16
 
 
+INT4, INT8 = ("Int4GroupwiseGemmPluginV2", "codes"), ("DequantizeLinear", "codes")
+
+
 @pytest.mark.parametrize(
-    ("operators", "size", "says"),
+    ("precision", "operators", "size", "says"),
     [
-        ({"Int4GroupwiseGemmPluginV2": LINEARS}, FULL // 4 + HEAD, None),
-        ({"MatMul": LINEARS}, FULL // 4 + HEAD, "0 of 7 linears"),
-        ({"Int4GroupwiseGemmPluginV2": LINEARS - 1, "MatMul": 1}, FULL // 4 + HEAD, "6 of 7 linears"),
-        ({"Int4GroupwiseGemmPluginV2": LINEARS}, FULL + HEAD, "100% of fp16's bytes"),
+        ("int4", {INT4: LINEARS}, FULL // 4 + HEAD, None),
+        ("int8", {INT8: LINEARS}, FULL // 2 + HEAD, None),
+        ("fp16", {("MatMul", "floats"): LINEARS}, FULL + HEAD, None),
+        ("int4", {("MatMul", "floats"): LINEARS}, FULL // 4 + HEAD, "0 of 7 linears"),
+        ("int4", {INT4: LINEARS - 1, ("MatMul", "floats"): 1}, FULL // 4 + HEAD, "6 of 7 linears"),
+        ("int8", {INT8: LINEARS - 1, ("DequantizeLinear", "x"): 4}, FULL // 2 + HEAD, "6 of 7 linears"),
+        ("int4", {INT4: LINEARS}, FULL + HEAD, "100% of fp16's bytes"),
+        ("int8", {INT8: LINEARS}, FULL + HEAD, "100% of fp16's bytes"),
     ],
 )
-def test_an_export_that_is_not_quantized_is_refused(tmp_path, operators, size, says):
+def test_an_export_that_is_not_quantized_is_refused(tmp_path, precision, operators, size, says):
     graph = make_graph(tmp_path / "llm", operators, size)
     if says:
         with pytest.raises(GreenError, match=says):
-            refuse_dense(graph, SHAPE, 1, HEAD, "int4")
+            refuse_dense(graph, SHAPE, 1, HEAD, precision)
     else:
-        found = refuse_dense(graph, SHAPE, 1, HEAD, "int4")
-        assert found["operators"] == operators
-        assert found["linears_of_fp16"] == 0.25
+        found = refuse_dense(graph, SHAPE, 1, HEAD, precision)
+        assert sum(found["operators"].values()) == LINEARS
+        assert found["linears_of_fp16"] == round((size - HEAD) / FULL, 4)
 
 
 def test_weights_beside_the_graph_count(tmp_path):
-    graph = make_graph(tmp_path / "llm", {"Int4GroupwiseGemmPluginV2": LINEARS}, HEAD)
+    graph = make_graph(tmp_path / "llm", {INT4: LINEARS}, HEAD)
     (graph.parent / "external_int4_ffn_weights.safetensors").write_bytes(bytes(FULL))
     (graph.parent / "embedding.safetensors").write_bytes(bytes(FULL))
     with pytest.raises(GreenError, match="100% of fp16's bytes"):
