@@ -29,6 +29,7 @@ KIND: Literal["edge-llm"] = "edge-llm"
 REQUIREMENTS = Path(__file__).with_name("edgellm.txt")
 GROUP = 128  # inputs that share a scale in its int4 kernels
 _BITS = {"int4": 4 + 16 / GROUP, "int8": 8.0, "fp16": 16.0}
+_SHAPING = ("tensorrt-edgellm", "nvidia-modelopt", "torch", "transformers", "onnx", "onnxscript")
 _GIGABYTES = 8.0  # of the environment: 2 with a CPU torch, 8 with a CUDA one
 _SAMPLES, _LENGTH = 32, 128  # of calibration: its search runs about a dozen times over them, on a CPU
 
@@ -67,7 +68,8 @@ def export_edgellm(
         raise GreenError(f"Edge-LLM has no precision {precision!r} here.", f"One of {', '.join(_BITS)}.")
     shape = refuse(checkpoint, target, precision)
     check_source(calibration)
-    parts = memory(shape, checkpoint.config, _BITS[precision], LONGEST)
+    longest = min(LONGEST, int(checkpoint.config.max_position_embeddings))
+    parts = memory(shape, checkpoint.config, _BITS[precision], longest)
     refuse_too_large(parts, target)
     python = own_environment(f"edgellm-{VERSION}", REQUIREMENTS, "tensorrt_edgellm", _GIGABYTES, progress)
     with artifact.writing(out, force=force) as part:
@@ -76,7 +78,8 @@ def export_edgellm(
             "task": checkpoint.task, "target": target.name, "entry": "llm/model.onnx", "precision": precision,
             "parameters": checkpoint.parameters, "tied": checkpoint.tied,
             "bits_per_weight": round(made["bytes"]["stored"] * 8 / checkpoint.parameters, 3), **made,
-            "memory": parts, "device": write_steps(part, target, parts, LONGEST),
+            "memory": parts, "device": write_steps(part, target, parts, longest),
+            "tools": _tools(),
         }  # fmt: skip
         old = artifact.read(checkpoint.path).manifest if artifact.is_artifact(checkpoint.path) else Manifest(kind=KIND)
         known = {k: getattr(old, k) for k in ("steps", "calibration", "seed", "energy")}
@@ -84,6 +87,12 @@ def export_edgellm(
             known |= {"calibration": made["calibration"], "seed": made["calibration"]["seed"]}
         artifact.seal(part, Manifest(kind=KIND, parents=checkpoint.parents, details=details, **known))
     return artifact.read(out)
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what shapes the result in the environment, as they are pinned."""
+    pins = (line.partition("==") for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines())
+    return {name: version.partition(";")[0] for name, _, version in pins if name in _SHAPING}
 
 
 def _write(

@@ -497,6 +497,8 @@ def test_pins_are_exact_and_without_torchvision():
     assert all(re.match(r"[\w-]+==[\w.]+(; python_version >= \"3\.11\")?$", x) for x in lines)
     assert not [x for x in lines if x.startswith("torchvision")]
     assert f"tensorrt-edgellm=={edgellm.VERSION}" in lines
+    assert edgellm._tools()["nvidia-modelopt"] == "0.45.0"
+    assert len(edgellm._tools()) == len(edgellm._SHAPING)
 
 
 @pytest.mark.skipif(not os.environ.get(REAL), reason=f"{REAL}=1 runs NVIDIA's tools: 2 GB and minutes the first time")
@@ -509,4 +511,5 @@ def test_the_real_tools_quantize_and_export_on_a_cpu(tmp_path):
     assert verified["operators"]["Int4GroupwiseGemmPluginV2"] == 2 * LINEARS
     assert verified["linears_of_fp16"] < 0.3
     assert verified["quantized"]["kl_divergence"] < 0.1
+    assert "CACHE=256\n" in (done.path / "build.sh").read_text()  # this model has room for no more
     assert (done.path / "build.sh").stat().st_mode & stat.S_IXUSR
