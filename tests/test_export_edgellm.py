@@ -24,6 +24,7 @@ from greenllm.bench.models import find
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import edgellm, environment
+from greenllm.export.bundle import bundle
 from greenllm.export.edgellm_checks import LINEARS, Shape, fitting, misfits, refuse_dense, refuse_misfit, refuse_unknown
 from greenllm.export.edgellm_device import board, memory, refuse_too_large, write_steps
 from greenllm.export.edgellm_fidelity import dequantized, fidelity
@@ -457,6 +458,15 @@ def test_the_bench_says_that_it_runs_elsewhere(tmp_path):
     artifact.seal(tmp_path, artifact.Manifest(kind="edge-llm"))
     with pytest.raises(GreenError, match="runs on its device only"):
         find(tmp_path)
+
+
+def test_it_is_its_own_bundle(tmp_path):
+    (tmp_path / "out").mkdir()
+    artifact.seal(tmp_path / "out", artifact.Manifest(kind="edge-llm"))
+    with pytest.raises(GreenError, match="its own bundle") as e:
+        bundle(tmp_path / "out", tmp_path / "bundle")
+    assert "./build.sh" in e.value.fix
+    assert not (tmp_path / "bundle").exists()
 
 
 # -- its environment
