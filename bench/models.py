@@ -71,8 +71,8 @@ def _find(model: str | Path | Artifact) -> Target:
         part.verify()
         if part.kind not in _ENGINES:
             raise GreenError(
-                f"{path} holds {part.kind!r}, which no runner of the bench loads.",
-                "bench/gpu.md says what to run there.",
+                f"{path} holds {part.kind!r}, which runs on its device only.",
+                "Bench the checkpoint that it was exported from; bench/gpu.md says what to run there.",
             )
         manifest = part.manifest if part.manifest.steps else whole.manifest
         file = part.path / artifact.inside(str(part.manifest.details["entry"])) if part.kind == "gguf" else part.path

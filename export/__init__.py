@@ -34,6 +34,7 @@ def export(
     target: str = "cpu",
     precision: str | None = None,
     context: int | None = None,
+    calibration: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -42,17 +43,18 @@ def export(
     Args:
         checkpoint: hub id, directory, ``.gguf`` file or artifact; dense or packed.
         out: directory to make.
-        to: "genai" (ONNX Runtime GenAI), "onnx" (plain ONNX), "tensorrt" or "gguf"; None takes what the target runs
-            best.
+        to: "genai" (ONNX Runtime GenAI), "onnx" (plain ONNX), "tensorrt", "edge-llm" (TensorRT Edge-LLM on a Jetson) or
+            "gguf"; None takes what the target runs best.
         target: name of a target or a YAML file.
-        precision: of TensorRT's activations and dense weights ("fp16", "bf16", "fp32"), or of GGUF's weights, see
-            :func:`greenllm.export.gguf.export_gguf`.
+        precision: of TensorRT's activations and dense weights ("fp16", "bf16", "fp32"); of GGUF's weights, see
+            :func:`greenllm.export.gguf.export_gguf`; what Edge-LLM's quantizer makes of a dense model ("int4").
         context: tokens that the target must hold, prompt and answer; by default 2048, or what the model was made for.
+        calibration: edge-llm: text for its quantizer; None is "self".
         force: replace ``out``.
         progress: told of each stage.
 
     Returns:
-        An artifact of kind "genai", "onnx", "tensorrt" or "gguf".
+        An artifact of kind "genai", "onnx", "tensorrt", "edge-llm" or "gguf".
 
     Raises:
         GreenError: an architecture or weights that the format cannot hold, or an export that departs from
@@ -74,6 +76,15 @@ def export(
     artifact.check_free(Path(out).absolute(), force=force)
     source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     kind = check_format(source, to or usual_format(device, source))
+    if kind == "edge-llm":
+        from greenllm.export.edgellm import export_edgellm
+
+        return export_edgellm(
+            source, out, device, precision=precision or "int4", calibration=calibration or "self", context=context,
+            force=force, progress=progress,
+        )  # fmt: skip
+    if calibration:
+        raise GreenError(f"--calibration says nothing to {kind}.", "It is for --to edge-llm.")
     compute = _compute(kind, precision)
     fit = check_runs(source, stored(source, kind, compute), device, kind, context)
     with artifact.writing(out, force=force) as part:
@@ -139,7 +150,7 @@ def _compare(
 def _compute(kind: Format, precision: str | None) -> Compute:
     """The float type of what is not quantized."""
     if kind != "tensorrt" and precision:
-        raise GreenError(f"--precision says nothing to {kind}.", "It is for --to tensorrt and --to gguf.")
+        raise GreenError(f"--precision says nothing to {kind}.", "It is for --to tensorrt, edge-llm and gguf.")
     if precision not in (None, "fp16", "bf16", "fp32"):
         raise GreenError(f"TensorRT does not compute in {precision!r} here.", "Choose fp16, bf16, fp32.")
     return precision or ("fp16" if kind == "tensorrt" else "fp32")  # type: ignore[return-value]

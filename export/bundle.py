@@ -105,6 +105,11 @@ def bundle(
     progress = progress or Silent()
     given = model if isinstance(model, Artifact) else artifact.read(model)
     source = given.deployable
+    if source.kind == "edge-llm":
+        raise GreenError(
+            f"{given.path} holds 'edge-llm', which is its own bundle.",
+            "Copy it to the device as it is; there: ./build.sh, then ./run.sh.",
+        )
     if source.kind not in ("genai", "onnx"):
         raise GreenError(
             f"{given.path} holds {source.kind!r}: nothing that a device runs.",

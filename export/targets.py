@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from greenllm.errors import GreenError
 
-Format = Literal["genai", "onnx", "tensorrt", "gguf"]
+Format = Literal["genai", "onnx", "tensorrt", "edge-llm", "gguf"]
 Runtime = Literal["genai", "onnx", "tensorrt", "edge-llm", "gguf"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
 _HOME = Path(__file__).with_name("targets")

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from greenllm.errors import GreenError
 
 MANIFEST = "greenllm.json"
-Kind = Literal["checkpoint", "onnx", "genai", "tensorrt", "gguf", "model"]
+Kind = Literal["checkpoint", "onnx", "genai", "tensorrt", "edge-llm", "gguf", "model"]
 TRACKED = (
     "greenllm", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime",
     "onnxruntime-genai", "codecarbon", "numpy", "tensorrt", "tensorrt-rtx",
@@ -98,7 +98,7 @@ class Artifact:
 
     @property
     def kind(self) -> Kind:
-        """What the directory holds: checkpoint, onnx, genai, tensorrt, gguf, or model (all of them and a report)."""
+        """What the directory holds: a checkpoint, a format of export, or model (checkpoint, export and report)."""
         return self.manifest.kind
 
     @property

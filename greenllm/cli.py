@@ -34,7 +34,9 @@ ModelArg = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="directory to make; default: from the model's name")
 ]
-ToOption = Annotated[str | None, typer.Option(help="genai, onnx or gguf; default: what the target runs best")]
+ToOption = Annotated[
+    str | None, typer.Option(help="genai, onnx, tensorrt, edge-llm or gguf; default: what the target runs best")
+]
 TargetOption = Annotated[str, typer.Option(help="what it will run on; `greenllm targets` lists them")]
 ContextOption = Annotated[
     int | None,
@@ -128,9 +130,15 @@ def export(
     target: TargetOption = "cpu",
     precision: Annotated[
         str | None,
-        typer.Option(help="tensorrt: fp16, bf16 or fp32; gguf: f32, f16, q8_0 or q4_0; default: half"),
+        typer.Option(
+            help="tensorrt: fp16, bf16 or fp32; gguf: f32, f16, q8_0 or q4_0; edge-llm: int4, int8 or fp16; "
+            "default: half, but for edge-llm int4"
+        ),
     ] = None,
     context: ContextOption = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="edge-llm: self, a .txt or .jsonl file, or a hub data set; default self")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -139,8 +147,9 @@ def export(
 
     with Bars(console) as bars:
         done = room(
-            checkpoint, out, to=to, target=target, precision=precision, context=context, force=force, progress=bars
-        )
+            checkpoint, out, to=to, target=target, precision=precision, context=context, calibration=calibration,
+            force=force, progress=bars,
+        )  # fmt: skip
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 
 

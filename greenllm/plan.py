@@ -85,7 +85,7 @@ def plan(
 
         check_source(found.calibration.source)
     fit = check_target(checkpoint, found, device, kind, context) if device else None
-    here = device is None or (to or usual_format(device, checkpoint)) != "tensorrt"
+    here = device is None or (to or usual_format(device, checkpoint)) not in ("tensorrt", "edge-llm")
     return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), to, fit, here)
 
 

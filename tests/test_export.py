@@ -316,7 +316,7 @@ def test_families_that_the_builder_does_not_know_are_sent_to_onnx(tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize(("to", "says"), [("genai", "runs decoders"), ("gguf", "genai or onnx")])
+@pytest.mark.parametrize(("to", "says"), [("genai", "runs decoders"), ("gguf", "genai, onnx, edge-llm")])
 def test_formats_that_do_not_fit(bert, tmp_path, to, says):
     with pytest.raises(GreenError, match=says):
         greenllm.export(bert, tmp_path / "o", to=to)
