@@ -52,6 +52,9 @@ class Typed:
         self.name = name
         bits = 8 if packed.bits == 8 else 4  # noqa: PLR2004 - the two containers
         codes, scales, _, self.block = blocks(packed, bits)
+        if bits == 8:  # noqa: PLR2004
+            codes, scales = positive(codes, scales, self.block)
+            scales = scales.clip(float(torch.finfo(dtype).tiny))
         codes = np.ascontiguousarray((codes ^ (1 << (bits - 1))).T)  # two's complement, [K, N]
         kind = TensorProto.INT8 if bits == 8 else TensorProto.INT4  # noqa: PLR2004
         self.weight = writer.add(f"{name}.qweight", squeeze(codes.reshape(1, -1), bits), kind, list(codes.shape))
@@ -138,6 +141,24 @@ def typed(
             "Quantize the source with greenllm quantize --bits 4.",
         )
     return TypedInt8(writer, name, packed, grid, dtype) if rounds else Typed(writer, name, packed, dtype)
+
+
+def positive(
+    codes: NDArray[np.uint8], scales: NDArray[Any], block: int
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:  # fmt: skip
+    """The same weights with no negative scale, which TensorRT takes for 4 bits but not for 8.
+
+    Args:
+        codes: 8 bits around 128, [N, K].
+        scales: of each block of a row, [N, ceil(K / block)].
+        block: codes that share a scale.
+
+    Returns:
+        Both anew. A code of -128 under a negative scale becomes 127: an error of one step of 128.
+    """
+    signs = np.where(scales < 0, -1, 1).astype(np.int16).repeat(block, axis=1)[:, : codes.shape[1]]
+    turned = ((codes.astype(np.int16) - 128) * signs).clip(-128, 127) + 128
+    return turned.astype(np.uint8), np.abs(scales)
 
 
 def _add(writer: Writer, name: str, values: NDArray[Any], dtype: torch.dtype) -> str:

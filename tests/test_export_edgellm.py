@@ -158,7 +158,7 @@ def test_an_encoder_and_a_model_without_tokenizer_are_refused(tmp_path, bert, ca
 
 
 def test_options_of_another_format_are_refused(tmp_path, llama):
-    with pytest.raises(GreenError, match="say nothing to genai"):
+    with pytest.raises(GreenError, match="says nothing to genai"):
         greenllm.export(llama, tmp_path / "out", to="genai", precision="int4")
 
 

@@ -28,6 +28,7 @@ from greenllm.export import tensorrt
 from greenllm.export.profiles import profiles
 from greenllm.export.targets import load_target
 from greenllm.export.trtexec import arguments
+from greenllm.export.typed import positive
 
 builds = pytest.mark.skipif(
     not importlib.util.find_spec("tensorrt_rtx"), reason="no tensorrt-rtx here: it is for x86-64 alone"
@@ -147,6 +148,17 @@ def test_compress_makes_an_engine_and_says_why_it_is_not_benched(wide, tmp_path,
     code, _, err = run(capsys, "bench", tmp_path / "out", "--country", "DEU")
     assert code == 1
     assert "'tensorrt'" in err
+
+
+def test_no_scale_of_8_bits_is_negative():
+    draw = np.random.default_rng(0)
+    codes = draw.integers(0, 256, (3, 10), dtype=np.uint8)
+    scales = draw.normal(size=(3, 3)).astype(np.float32)
+    new, positive_scales = positive(codes, scales, 4)
+    whole, after = (s.repeat(4, axis=1)[:, :10] for s in (scales, positive_scales))
+    assert (positive_scales > 0).all()
+    off = np.abs((new.astype(int) - 128) * after - (codes.astype(int) - 128) * whole)
+    assert (off <= np.where((codes == 0) & (whole < 0), after, 1e-6)).all()
 
 
 def test_bf16_is_told_to_be_unchecked(wide, tmp_path):
