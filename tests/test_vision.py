@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -14,9 +15,11 @@ from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTF
 
 import greenllm
 from greenllm import images, pipeline, recipe
-from greenllm.bench import Effort, cifar
-from greenllm.bench.runners import loader
-from greenllm.bench.tasks import read
+from greenllm.bench import Effort, Row, cifar, vision
+from greenllm.bench.models import Target
+from greenllm.bench.runners import Info, loader
+from greenllm.bench.session import Contender
+from greenllm.bench.tasks import picture, read, read_all
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.vision import their_processor
@@ -178,18 +181,32 @@ def test_int4_is_calibrated_by_pictures(vit):
     assert (gptq - want).norm() < (rtn - want).norm()
 
 
-def test_what_a_vision_encoder_cannot_is_refused_before_any_work(vit, llama, tmp_path):
-    pictures = vit / "see/images.jsonl"
-    for says, call in (
-        ("makes no images of its own", lambda: greenllm.compress(vit / "vit", tmp_path / "x", "int4")),
-        ("models of text", lambda: greenllm.compress(vit / "vit", tmp_path / "x", "small")),
-        ("take images", lambda: greenllm.bench([vit / "vit"], tasks=["suite"], energy=False)),
-        ("take images", lambda: greenllm.bench([vit / "vit"], lengths=[8], energy=False)),
-        ("these models read text", lambda: greenllm.bench([llama], tasks=[pictures], energy=False)),
+def test_what_a_vision_encoder_cannot_is_refused_before_any_work(vit, tmp_path):
+    for recipe_name, says in (("int4", "makes no images of its own"), ("small", "models of text")):
+        with pytest.raises(GreenError, match=says):
+            greenllm.compress(vit / "vit", tmp_path / "x", recipe_name)
+    assert not (tmp_path / "x").exists()
+
+
+def loaded(directory, task, **info):
+    """A session whose one model is loaded, without a process."""
+    row = Row(name="m", path=str(directory), runner="torch")
+    who = Contender(Target("m", str(directory), "torch"), row, None, Info(task, directory, **info))
+    return SimpleNamespace(live=[who])
+
+
+def test_the_bench_refuses_text_for_images_and_images_for_text(vit):
+    pictures, words = [read(vit / "see/images.jsonl")], read_all(["suite"])[:1]
+    seeing = loaded(vit / "vit", "image-classification", vocabulary=3, image=(3, 32, 32))
+    vision.check(seeing, pictures, others=False)
+    for session, tasks, others, says in (
+        (seeing, words, False, "take images"),
+        (seeing, pictures, True, "take images"),
+        (loaded(vit, "text-generation"), pictures, False, "read text"),
+        (loaded(vit, "image-feature-extraction", image=(3, 32, 32)), pictures, False, "no classes"),
     ):
         with pytest.raises(GreenError, match=says):
-            call()
-    assert not (tmp_path / "x").exists()
+            vision.check(session, tasks, others=others)
 
 
 def test_batch_normalization_is_refused(tmp_path):
@@ -232,8 +249,11 @@ def test_images_of_others(tmp_path, image, says):
         read(task)
 
 
-@pytest.mark.parametrize(("label", "says"), [("mauve", "line 2: .*no class 'mauve'"), (3, "line 2: .*no class 3")])
-def test_a_class_that_a_model_does_not_have(vit, label, says):
-    task = write(vit / "see/other.jsonl", {"image": "0.png", "label": "red"}, {"image": "1.png", "label": label})
-    with pytest.raises(GreenError, match=says):
-        greenllm.bench([vit / "vit"], tasks=[task], effort=BRIEF, energy=False)
+def test_a_class_that_a_model_does_not_have(vit):
+    (who,) = loaded(vit / "vit", "image-classification", vocabulary=3, image=(3, 32, 32)).live
+    known = {"image": "0.png", "label": "blue"}, {"image": "1.png", "label": 1}
+    assert picture.labels(who, read(write(vit / "see/known.jsonl", *known))) == [2, 1]
+    for label in ("mauve", 3, -1, "1"):
+        task = read(write(vit / "see/other.jsonl", known[0], known[1] | {"label": label}))
+        with pytest.raises(GreenError, match=f"line 2: .*no class {label!r}"):
+            picture.labels(who, task)

@@ -8,8 +8,8 @@ from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.items import Picture, Task
 from greenllm.bench.tasks.paired import judge
-from greenllm.bench.texts import read_json
 from greenllm.errors import GreenError
+from greenllm.tokens import read_json
 
 _BATCH = 16
 
