@@ -73,7 +73,7 @@ def _of_one_kind(path: Path, rows: list[Item | Question | Labelled | Picture]) -
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
     named = [Item(r.context, labels, labels.index(r.label)) if isinstance(r, Labelled) else r for r in rows]
     if len({type(r) for r in named}) > 1:
-        raise GreenError(f"{path} mixes choices, free answers or images.", "Write a file for each.")
+        raise GreenError(f"{path} mixes choices and free answers, or images with either.", "Write a file for each.")
     return named
 
 
