@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from greenllm import images
 from greenllm.bench.latency import Query, Rounds
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.process import Failed
@@ -37,12 +39,19 @@ def run(session: Session, answer: int, effort: Effort, sizes: Sequence[int]) -> 
             session.progress.advance()
         for who in session.live:
             if found := rounds[id(who)]:
-                who.row.batches[str(size)] = _figures(Rounds(size * len(who.prompt), found), size)
+                who.row.batches[str(size)] = _figures(Rounds(size * len(who.prompt), found, who.rounds.kind), size)
 
 
 def _ask(who: Contender, size: int, answer: int, seconds: float) -> list[list[Query]]:
     """One round; none, and the reason told, where the model cannot."""
-    prompts = [who.prompt[i:] + who.prompt[:i] for i in (n % len(who.prompt) for n in range(size))]  # none are padded
+    prompts: Any = (
+        images.pictures(size, who.info.image)
+        if who.info.image
+        else [
+            who.prompt[i:] + who.prompt[:i]
+            for i in (n % len(who.prompt) for n in range(size))  # none are padded
+        ]
+    )
     try:
         return [who.model.call("batch", prompts, answer, seconds)]
     except Failed as e:
@@ -54,9 +63,9 @@ def _ask(who: Contender, size: int, answer: int, seconds: float) -> list[list[Qu
 
 
 def _figures(rounds: Rounds, size: int) -> dict[str, Measurement]:
-    """Tokens (or texts) a second of all queries together; the median time of a batch, for an encoder."""
+    """Tokens (or texts, or images) a second of all queries together; the median time of a batch, for an encoder."""
     found = rounds.measurements()
     if "decode" in found:
         decode = found["decode"].scaled(size, "tokens/s")
         return {"prefill": found["prefill"], "decode": decode, "first_token": found["first_token"]}
-    return {"encode": found["encode"].scaled(size, "texts/s"), "batch_p50": found["text_p50"]}
+    return {"encode": found["encode"].scaled(size, f"{rounds.kind}s/s"), "batch_p50": found[f"{rounds.kind}_p50"]}

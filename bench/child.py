@@ -34,11 +34,11 @@ class Server:
         self._runner = loader(runner).load(path, threads)
         return self._runner.info
 
-    def queries(self, prompt: list[int], answer: int, seconds: float) -> list[latency.Query]:
+    def queries(self, prompt: Any, answer: int, seconds: float) -> list[latency.Query]:
         """Answer the same query, whole, again and again until ``seconds`` have passed."""
         return latency.repeat(lambda: latency.ask(self._ready, prompt, answer), seconds)
 
-    def batch(self, prompts: list[list[int]], answer: int, seconds: float) -> list[latency.Query]:
+    def batch(self, prompts: Any, answer: int, seconds: float) -> list[latency.Query]:
         """As :meth:`queries`, all prompts at once.
 
         Raises:
@@ -84,8 +84,12 @@ class Server:
         """What it writes after a prompt: see :func:`greenllm.bench.answers.write`."""
         return answers.write(self._ready, Tokens(self._ready.info.directory), prompt, most, stops)
 
-    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
-        """Embeddings, float32 [B, H].
+    def look(self, files: list[str]) -> NDArray[np.float32]:
+        """What a vision encoder says of image files: see :meth:`encode`."""
+        return self.encode(self._ready.pixels(files))
+
+    def encode(self, batch: Any) -> NDArray[np.float32]:
+        """Embeddings, float32 [B, H], of texts (tokens) or images (pixels).
 
         Raises:
             GreenError: they hold NaN or infinity.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +35,14 @@ class Query:
         return self.first + sum(self.steps)
 
 
-def ask(runner: Runner, prompt: list[int], answer: int) -> Query:
-    """One query: ``answer`` tokens after ``prompt``, or the embedding of ``prompt`` when ``answer`` is 0."""
+def ask(runner: Runner, prompt: Any, answer: int) -> Query:
+    """One query: ``answer`` tokens after ``prompt``, or the embedding of ``prompt`` (tokens, pixels) for 0."""
     if answer == 0:
         return _timed(lambda: runner.encode([prompt]), _never, 1)
     return _timed(lambda: runner.prefill(prompt, answer), runner.step, answer)
 
 
-def ask_all(runner: Runner, prompts: list[list[int]], answer: int) -> Query:
+def ask_all(runner: Runner, prompts: Any, answer: int) -> Query:
     """All of a batch at once, as :func:`ask`: a step is one token of each.
 
     Raises:
@@ -110,10 +110,11 @@ class _Instant(Decoder):
 
 @dataclass
 class Rounds:
-    """All queries of one model; a round is what it did in one turn."""
+    """All queries of one model; a round is what it did in one turn. ``kind`` is what is embedded."""
 
     prompt: int
     rounds: list[list[Query]] = field(default_factory=list)
+    kind: str = "text"
 
     def first(self) -> list[float]:
         """Mean seconds to the first token (or to the embedding), by round."""
@@ -150,7 +151,7 @@ class Rounds:
 
     def measurements(self) -> dict[str, Measurement]:
         """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""
-        units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": "texts/s"}
+        units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": f"{self.kind}s/s"}
         found = {k: log_mean(v, units.get(k, "ms"), "measured:clock") for k, v in self.samples().items()}
         name, times = self._times()
         pooled = [t for each in times for t in each]
@@ -165,7 +166,7 @@ class Rounds:
     def _times(self) -> tuple[str, list[list[float]]]:
         """Milliseconds of each further token (or of each text), by round."""
         tokens = [[s * 1000 for q in r for s in q.steps] for r in self.rounds]
-        return ("token", tokens) if any(tokens) else ("text", [[q.first * 1000 for q in r] for r in self.rounds])
+        return ("token", tokens) if any(tokens) else (self.kind, [[q.first * 1000 for q in r] for r in self.rounds])
 
     def narrow(self, width: float) -> bool:
         """Whether every speed is known to ± ``width`` of itself."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, spend, texts
+from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, spend, texts, vision
 from greenllm.bench import energy as meters
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks import Task, run
@@ -54,7 +54,11 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     encoders = any(c.info.task == "feature-extraction" for c in session.live)
     _check(session, asked, encoders=encoders)
     query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
-    phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
+    if vision.seeing(session):
+        query = Query(0, 0)
+        vision.cut(session)
+    else:
+        phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
     if asked.loads:
         loads.run(session, asked.loads)
     stopped = phases.speed(session, query, asked.effort)
@@ -62,10 +66,14 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         lengths.run(session, asked.corpus, asked.lengths)
     if asked.batches:
         batches.run(session, query.answer, asked.effort, asked.batches)
+    seen: dict[str, str] = {}
     spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
     if encoders:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
+    elif vision.seeing(session):
+        seen = {"images": vision.see(session, asked.tasks, asked.effort.sentences)}
+        run(session, asked.tasks)
     else:
         phases.score(session)
         run(session, asked.tasks, chat=asked.chat)
@@ -74,12 +82,15 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if asked.bisect:
         bisect.run(session)
     compare.ratios(session)
-    words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
+    words = protocol.query_settings(query)
+    words |= seen or protocol.text_settings(session, asked.corpus, asked.window)
     return {**words, "chat": asked.chat, **stopped, **spent}
 
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
+    others = any((asked.pairs, asked.harness, asked.lengths, asked.chat, asked.bisect))
+    vision.check(session, asked.tasks, others=others)
     if encoders and (asked.tasks or asked.harness or asked.lengths):
         raise GreenError(
             "Tasks and lengths ask text generators; these are encoders.", "Leave out --task, --lm-eval and --length."

@@ -8,6 +8,10 @@ from greenllm.bench import texts
 from greenllm.bench.results import METRICS, Results, TaskResult
 from greenllm.bench.session import Query, Session
 
+_PAIRED = (
+    "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won and "
+    "lost, and McNemar's exact p."
+)
 _DRIFT = 0.05  # of idle power, from which on it is told
 
 
@@ -16,6 +20,8 @@ def query_settings(query: Query) -> dict[str, Any]:
     if query.answer:
         words = f"a prompt of {query.prompt} tokens is read and exactly {query.answer} tokens are answered, greedy"
         return {"prompt_tokens": query.prompt, "answer_tokens": query.answer, "query": words}
+    if not query.prompt:
+        return {"query": "one image goes through the model; reading it and making pixels of it are not in the time"}
     return {"prompt_tokens": query.prompt, "query": f"one text of up to {query.prompt} tokens is embedded"}
 
 
@@ -42,9 +48,9 @@ def methods(results: Results) -> dict[str, str]:
     if results.has("perplexity"):
         found["Perplexity"] = _perplexity(s)
     if results.has("kl") or results.has("cosine"):
-        found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
+        found["Fidelity"] = _tokens() if results.has("kl") else _images(s) if "images" in s else _sentences(s)
     if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
-        found["Tasks"] = _tasks(tasks, chat=bool(s.get("chat")))
+        found["Tasks"] = _pictures() if "images" in s else _tasks(tasks, chat=bool(s.get("chat")))
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
@@ -120,10 +126,7 @@ def _tasks(tasks: dict[str, TaskResult], *, chat: bool) -> str:
         )
     if harness:
         said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
-    said.append(
-        "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won "
-        "and lost, and McNemar's exact p."
-    )
+    said.append(_PAIRED)
     return " ".join(said)
 
 
@@ -138,6 +141,22 @@ def _sentences(s: dict[str, Any]) -> str:
     return (
         f"Sentences from {s['text']}, embedded by baseline and model: cosine of the two embeddings, and how often a "
         "sentence's nearest other sentence is the same. Interval: BCa bootstrap over sentences."
+    )
+
+
+def _images(s: dict[str, Any]) -> str:
+    return (
+        f"{s['images'][0].upper()}{s['images'][1:]}: cosine of model's and baseline's logits (of the pooled states, "
+        "where there are no classes), and how often the likeliest class (else the nearest other image) is the same. "
+        "Interval: BCa bootstrap over images."
+    )
+
+
+def _pictures() -> str:
+    return (
+        "Images are read as RGB and upright, and made pixels as the model's preprocessor_config.json says: in torch by "
+        "transformers, elsewhere by numpy and Pillow, which was compared with it at the export. The answer is the "
+        "class with the largest logit. Interval: Wilson's. " + _PAIRED
     )
 
 
@@ -159,9 +178,10 @@ def _energy(s: dict[str, Any]) -> str:
 
 def _carbon(s: dict[str, Any]) -> str:
     tokens = "answered, their share of the prompt included" if "answer_tokens" in s else "read"
+    per = f" Per 1000 tokens: gross, per 1000 tokens {tokens}." if "prompt_tokens" in s else ""
     found = (
         f"Energy times {s['grid_g_per_kwh']} gCO2e/kWh ({s['grid']}; {s['grid_source']}). Operation only: making the "
-        f"machine and the model is not in it. Per 1000 tokens: gross, per 1000 tokens {tokens}."
+        f"machine and the model is not in it.{per}"
     )
     if "embodied_kg" in s:
         found += (

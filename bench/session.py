@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greenllm.bench import latency, texts
 from greenllm.bench.measurement import Measurement, counted
@@ -60,7 +60,7 @@ EFFORTS = {
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked again and again: ``prompt`` tokens read, ``answer`` tokens written (0: an embedding)."""
+    """What is asked again and again: ``prompt`` tokens read (0: an image), ``answer`` written (0: an embedding)."""
 
     prompt: int
     answer: int
@@ -76,7 +76,7 @@ class Contender:
     info: Info = field(default_factory=lambda: Info("", Path()))
     weights: int = 0  # bytes that a token reads
     windows: texts.Windows | None = None
-    prompt: list[int] = field(default_factory=list)
+    prompt: Any = field(default_factory=list)  # tokens, or the pixels of an image
     rounds: latency.Rounds = field(default_factory=lambda: latency.Rounds(0))
 
 
@@ -136,7 +136,9 @@ class Session:
             self.progress.advance()
         tasks = {c.info.task for c in self.live}
         if len(tasks) > 1:
-            raise GreenError("Text generators and encoders cannot be benched against each other.", "Do them apart.")
+            raise GreenError(
+                f"Models for {' and '.join(sorted(tasks))} cannot be benched against each other.", "Do them apart."
+            )
 
     def _load(self, who: Contender) -> None:
         begin = time.perf_counter()

@@ -166,6 +166,8 @@ def check_format(source: Checkpoint, to: str) -> Format:
         raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))}.")
     if to == "genai" and source.task != "text-generation":
         raise GreenError(f"ORT-GenAI runs decoders; this model does {source.task}.", "Export it with --to onnx.")
+    if to == "tensorrt" and source.input == "pixel_values":
+        raise GreenError(f"TensorRT engines are made of models of text; this one does {source.task}.", "Use --to onnx.")
     if to == "gguf":
         from greenllm.export.gguf import architecture_of
         from greenllm.export.gguf_tokenizer import read_tokenizer

@@ -78,15 +78,26 @@ def plan(
         model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
     kind = None if to is None else check_format(checkpoint, to)
+    _check_images(checkpoint, found)
     for step in found.steps:
         step.check(checkpoint)
     if found.calibrated:
         from greenllm.calibration import check_source
 
-        check_source(found.calibration.source)
+        check_source(found.calibration.source, checkpoint)
     fit = check_target(checkpoint, found, device, kind, context) if device else None
     here = device is None or (to or usual_format(device, checkpoint)) not in ("tensorrt", "edge-llm")
     return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), to, fit, here)
+
+
+def _check_images(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse steps that know text alone."""
+    other = [s.name for s in recipe.steps if s.name != "quantize"]
+    if checkpoint.input == "pixel_values" and other:
+        raise GreenError(
+            f"The step {other[0]} takes models of text; this one does {checkpoint.task}.",
+            "Images take the step quantize: --recipe int8, or int4 with --calibration images.jsonl.",
+        )
 
 
 def default_out(model: str | Path, todo: Plan) -> Path:

@@ -119,7 +119,7 @@ def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) ->
         save_file({"input_ids": ids.contiguous()}, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     ids = load_file(file)["input_ids"]
-    same = current.config.vocab_size == todo.checkpoint.config.vocab_size
+    same = getattr(current.config, "vocab_size", 0) == getattr(todo.checkpoint.config, "vocab_size", 0)
     return ids if same else calibration.translate(ids, todo.checkpoint, current)
 
 

@@ -26,6 +26,10 @@ def load(path: str, threads: int) -> Runner:
     directory = Path(path)
     session = open_session(_graph(directory), threads)
     outputs = [o.name for o in session.get_outputs()]
+    if "pixel_values" in {i.name for i in session.get_inputs()}:
+        from greenllm.bench.runners.vision import OnnxVision
+
+        return OnnxVision(session, _info(directory, ""))
     if "logits" in outputs:
         return OnnxDecoder(session, directory)
     return OnnxEncoder(session, directory)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from greenllm import images
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
-from greenllm.checkpoint import Checkpoint, blocks_of, open_checkpoint
+from greenllm.checkpoint import IMAGE_CLASSES, IMAGES, Checkpoint, blocks_of, open_checkpoint
+from greenllm.errors import GreenError
 
 
 def load(path: str, threads: int) -> Runner:
@@ -20,6 +25,8 @@ def load(path: str, threads: int) -> Runner:
     model = checkpoint.load_model()
     if checkpoint.task == "text-generation":
         return TorchDecoder(checkpoint, model)
+    if checkpoint.task in IMAGES:
+        return TorchVision(checkpoint, model)
     return TorchEncoder(checkpoint, model)
 
 
@@ -36,7 +43,8 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
 def _read_by_a_token(model: Any) -> int:
     """Bytes of all weights but an embedding that is no head too: of that a token reads a row."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    alone = embedding is not None and (head is None or head.weight is not embedding.weight)
+    looked_up = isinstance(embedding, torch.nn.Embedding)  # patches are not
+    alone = looked_up and (head is None or head.weight is not embedding.weight)
     return sum(p.nbytes for p in model.parameters()) - (embedding.weight.nbytes if alone else 0)
 
 
@@ -131,6 +139,39 @@ class TorchEncoder(_Blocks, Encoder):
         ids, mask = pooling.pad(batch)
         out = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
         return pooling.pool(out.last_hidden_state.numpy(), mask, self._pooling)
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self.model = None
+
+
+class TorchVision(Encoder):
+    """A vision encoder; images are prepared by transformers' own processor."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.model = model
+        classes = int(model.config.num_labels) if checkpoint.task == IMAGE_CLASSES else 0
+        self.info = replace(_info(checkpoint, model), vocabulary=classes, image=checkpoint.image_shape)
+
+    @cached_property
+    def _processor(self) -> Any:
+        from greenllm.export.vision import their_processor
+
+        found = their_processor(self.info.directory)
+        if found is None:
+            raise GreenError(f"{self.info.directory} has no {images.PROCESSOR}: image files cannot be made pixels.")
+        return found
+
+    @torch.no_grad()
+    def encode(self, batch: Any) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        out = self.model(pixel_values=torch.from_numpy(np.stack(batch)))
+        found: NDArray[np.float32] = images.vector(images.answer_of(out)[1]).numpy()
+        return found
+
+    def pixels(self, files: Sequence[str]) -> images.Pixels:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return images.read(files, lambda i: self._processor(i, return_tensors="np")["pixel_values"][0])
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""

@@ -8,11 +8,13 @@ ctx, endings, label                       HellaSwag: cleaned as lm-eval's ``hell
 question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as lm-eval's ``arc_easy``
 question, passage, answer                 BoolQ: passage, "Question: …?" and "Answer:", as lm-eval's ``boolq``
 text, label                               classification: "Text: …" and "Label:"; the labels of all rows to choose from
+image, label                              image classification: a path relative to the file, and the class
 context, answer (or answers)              a free answer: the context as it is
 question, answer (or answers)             a free answer: "Question: …" and "Answer:"
 ========================================  ===================================================================
 
-A label is a number from 0, a letter or the text of a choice; that of a classification is its text. ``answers`` is a
+A label is a number from 0, a letter or the text of a choice; that of a classification is its text, that of an image the
+name or the index of the model's class. ``answers`` is a
 list of which any is right.
 """
 
@@ -20,9 +22,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from greenllm.bench.tasks.items import Item, Labelled, Question
+from greenllm.bench.tasks.items import Item, Labelled, Picture, Question
 
 
 def _plain(row: dict[str, Any]) -> Item:
@@ -55,6 +58,13 @@ def _labelled(row: dict[str, Any]) -> Labelled:
     if not isinstance(row["label"], str):
         raise TypeError(f"its label {row['label']!r} is no text; a model has to read it")
     return Labelled(f"Text: {_text(row['text'])}\nLabel:", row["label"])
+
+
+def _picture(row: dict[str, Any]) -> Picture:
+    label = row["label"]
+    if isinstance(label, bool) or not isinstance(label, (str, int)):
+        raise TypeError(f"its label {label!r} is neither the name nor the index of a class")
+    return Picture(Path(_text(row["image"])), label, "")
 
 
 def _free(row: dict[str, Any]) -> Question:
@@ -95,7 +105,8 @@ def _index(label: Any, choices: tuple[str, ...]) -> int:
     return label
 
 
-FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Item | Question | Labelled]] = {
+FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Item | Question | Labelled | Picture]] = {
+    ("image", "label"): _picture,
     ("context", "choices", "label"): _plain,
     ("ctx", "endings", "label"): _hellaswag,
     ("question", "choices", "label"): _arc,

@@ -1,9 +1,10 @@
-"""What a task asks: an item to choose from, or a question to be answered freely."""
+"""What a task asks: an item to choose from, a question to be answered freely, or an image to be classified."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,24 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image file and its class, a name or an index; ``where`` is its file and line."""
+
+    file: Path
+    label: str | int
+    where: str
+
+
+@dataclass(frozen=True)
 class Task:
     """Items of one file, all of one kind, called by its folder and name; ``total`` is how many it has."""
 
     name: str
-    items: Sequence[Item | Question]
+    items: Sequence[Item | Question | Picture]
     total: int
 
     @property
     def chance(self) -> float | None:
-        """Share that blind guessing gets right; None where an answer is free."""
+        """Share that blind guessing gets right; None where that is not known here."""
         shares = [1 / len(i.choices) for i in self.items if isinstance(i, Item)]
         return sum(shares) / len(shares) if shares else None

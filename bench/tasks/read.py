@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from greenllm import images
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
-from greenllm.bench.tasks.items import Item, Labelled, Question, Task
+from greenllm.bench.tasks.items import Item, Labelled, Picture, Question, Task
 from greenllm.bench.texts import spread
 from greenllm.errors import GreenError
 
@@ -51,20 +52,32 @@ def read(path: Path | str, limit: int = 0) -> Task:
     if not rows:
         raise GreenError(f"{path} has no items in it.", "One JSON object a line: context, choices, label.")
     items = _of_one_kind(path, rows)
-    return Task(f"{path.absolute().parent.name}/{path.stem}", spread(items, limit or len(items)), len(items))
+    chosen = spread(items, limit or len(items))
+    for item in chosen:
+        if isinstance(item, Picture):
+            _look(item)
+    return Task(f"{path.absolute().parent.name}/{path.stem}", chosen, len(items))
 
 
-def _of_one_kind(path: Path, rows: list[Item | Question | Labelled]) -> list[Item | Question]:
+def _look(item: Picture) -> None:
+    """Open an image, so that a damaged one is told before anything is measured."""
+    try:
+        images.opened(item.file)
+    except GreenError as e:
+        raise GreenError(f"{item.where}: {e.what}", e.fix) from e
+
+
+def _of_one_kind(path: Path, rows: list[Item | Question | Labelled | Picture]) -> list[Item | Question | Picture]:
     labels = tuple(sorted({r.label for r in rows if isinstance(r, Labelled)}))
     if len(labels) == 1:
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
     named = [Item(r.context, labels, labels.index(r.label)) if isinstance(r, Labelled) else r for r in rows]
     if len({type(r) for r in named}) > 1:
-        raise GreenError(f"{path} mixes choices and free answers.", "Write a file for each.")
+        raise GreenError(f"{path} mixes choices and free answers, or images with either.", "Write a file for each.")
     return named
 
 
-def _item(path: Path, n: int, line: str) -> Item | Question | Labelled:
+def _item(path: Path, n: int, line: str) -> Item | Question | Labelled | Picture:
     where = f"{path}, line {n}"
     try:
         row = json.loads(line)
@@ -78,6 +91,8 @@ def _item(path: Path, n: int, line: str) -> Item | Question | Labelled:
         item = form(row)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise GreenError(f"{where}: {e}.", "See the keys context, choices, label.") from e
+    if isinstance(item, Picture):
+        return replace(item, file=images.placed(path.parent, row["image"], where), where=where)
     told = [item.context, *(item.choices if isinstance(item, Item) else
                             item.answers if isinstance(item, Question) else [item.label])]  # fmt: skip
     if not all(t.strip() for t in told):
