@@ -11,6 +11,7 @@ import torch
 from conftest import make_llama
 from transformers import AutoModelForCausalLM
 
+import greenllm
 from greenllm import artifact, pipeline, recipe
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
@@ -75,6 +76,14 @@ def test_packed_codes_go_into_blocks_as_they_are(source, tmp_path):
     with pytest.raises(GreenError, match="quantized already"):
         export(packed, tmp_path / "no", to="gguf", precision="q8_0")
     assert not (tmp_path / "no").exists()
+
+
+def test_one_command_from_a_checkpoint(source, tmp_path):
+    made = greenllm.compress(source, tmp_path / "out", recipe="int8", to="gguf", bench=False)
+    deployed = artifact.open_verified(made.path).deployable
+    assert (deployed.kind, deployed.manifest.details["verified"]["max_relative_error"]["Q8_0"]) == ("gguf", 0)
+    error = np.abs(logits(open_checkpoint(deployed.path / "model.gguf").path) - logits(source)).max()
+    assert 0 < error <= 2e-2 * np.abs(logits(source)).max()
 
 
 def test_what_is_not_written_is_refused_by_name(source, bert, tmp_path):
