@@ -81,9 +81,15 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
         return Outcome(n, 8 if wide else 4.5, frozenset(["int8" if wide else "int4"]))
     if step.name != "quantize":
         return before
+    body = step.bits + _per_weight(step.group)
+    if checkpoint.input == "pixel_values":  # of a vision encoder all that is not in the blocks stays dense
+        from greenllm.quantize.linear import weight_of
+        from greenllm.quantize.run import quantizable
+
+        inside = sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / n
+        return Outcome(n, inside * body + (1 - inside) * dense, frozenset([_TYPES[step.bits]]))
     outside = checkpoint.config.vocab_size * getattr(checkpoint.config, "hidden_size", 0) / n
     outside = min(1.0, outside * (1 if checkpoint.tied else 2))
-    body = step.bits + _per_weight(step.group)
     head = step.head_bits + _per_weight(step.head_group) if step.head_bits else dense
     widths = {step.bits, step.head_bits} - {0}
     return Outcome(n, (1 - outside) * body + outside * head, frozenset(_TYPES[b] for b in widths))

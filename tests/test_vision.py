@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 
 import greenllm
-from greenllm import images, pipeline, recipe
+from greenllm import artifact, images, pipeline, recipe
 from greenllm.bench import Effort, Row, cifar, vision
 from greenllm.bench.models import Target
 from greenllm.bench.runners import Info, loader
@@ -75,9 +75,7 @@ def vit(tmp_path_factory):
 @pytest.fixture(scope="module")
 def int8(vit):
     """The same by the recipe int8, checkpoint and export."""
-    made = pipeline.run_steps(vit / "vit", vit / "int8", recipe.load("int8"))
-    greenllm.export(made, vit / "int8-onnx")
-    return vit / "int8-onnx"
+    return greenllm.compress(vit / "vit", vit / "int8", "int8", bench=False).path
 
 
 def test_a_checkpoint_in_old_names_is_what_transformers_reads(tmp_path):
@@ -110,7 +108,7 @@ def test_export_says_what_torch_says_for_any_batch(tmp_path):
 
 
 def test_int8_export_multiplies_integers_and_keeps_the_rest(int8):
-    details = greenllm.artifact.read(int8).manifest.details
+    details = artifact.read(int8).manifest.details
     assert details["task"] == "image-classification"
     assert details["operators"]["MatMulInteger"] == 2 * 6
     assert details["verified"]["error"] < 0.05
