@@ -6,14 +6,16 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from greenllm import artifact
 from greenllm.errors import GreenError
+
+if TYPE_CHECKING:  # a device that takes text has no Pillow
+    from PIL import Image
 
 PROCESSOR = "preprocessor_config.json"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # no others: some of Pillow's readers start other programs
@@ -50,6 +52,8 @@ def opened(file: Path) -> Image.Image:
     Raises:
         GreenError: it is damaged, of another format than JPEG, PNG, WebP and BMP, or has far too many pixels.
     """
+    from PIL import Image, ImageOps
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -93,6 +97,8 @@ class Processor:
         Raises:
             GreenError: a key is missing or makes no sense.
         """
+        from PIL import Image
+
         c = self.config
         try:
             if c.get("do_resize"):
