@@ -19,7 +19,15 @@ SHARED = Path(os.environ.get("GREENLLM_SHARED", Path(__file__).resolve().parents
 MODELS = Path.home() / ".cache" / "greenllm-models"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask a hub
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of two workers on two cores
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """What a test changed of torch's threads is not the next one's: sums in another order are other bits."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def make_llama(path, *, tied=True, seed=0, layers=2, vocab=128, **options):
