@@ -71,6 +71,14 @@ class Server:
         """What it writes after a prompt: see :func:`greenllm.bench.answers.write`."""
         return answers.write(self._ready, Tokens(self._ready.info.directory), prompt, most, stops)
 
+    def count(self, prompt: Any, most: int) -> int:
+        """Tokens that it writes after a prompt, the one that ends it included."""
+        ends = Tokens(self._ready.info.directory).ends
+        for n, token in enumerate(self._ready.stream(prompt, most), 1):
+            if token in ends:
+                return n
+        return most
+
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """Embeddings, float32 [B, H].
 

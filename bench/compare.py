@@ -11,6 +11,7 @@ _BY_ROUND = (
     "decode",
     "first_token",
     "encode",
+    "real_time",
     *(f"{x}_p{p}" for x in ("token", "text") for p in (50, 95, 99)),
 )
 _BY_WINDOW = ("perplexity", "bits_per_byte")

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from greenllm.bench import bisect, compare, lengths, phases, protocol, texts
+from greenllm.bench import bisect, compare, lengths, phases, protocol, speech, texts
 from greenllm.bench import energy as meters
 from greenllm.bench.chat import template
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks import Task, run
+from greenllm.bench.tasks.items import Utterance
 from greenllm.errors import GreenError
 
 Harness = Callable[[Session, int, bool], None]  # items of a task, and whether in a chat
@@ -50,9 +51,13 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         GreenError: what was asked is not for these models.
     """
     encoders = any(c.info.task == "feature-extraction" for c in session.live)
-    _check(session, asked, encoders=encoders)
-    query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
-    phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
+    hearing = any(c.info.task == "automatic-speech-recognition" for c in session.live)
+    _check(session, asked, encoders=encoders, hearing=hearing)
+    if hearing:
+        query, words = speech.cut(session, asked.tasks)
+    else:
+        query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
+        phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
     stopped = phases.speed(session, query, asked.effort)
     if asked.lengths:  # before text is scored, for which some engines load a second graph
         lengths.run(session, asked.corpus, asked.lengths)
@@ -61,19 +66,27 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
     else:
-        phases.score(session)
+        if not hearing:
+            phases.score(session)
         run(session, asked.tasks, chat=asked.chat)
         if asked.harness:
             asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:
         bisect.run(session)
     compare.ratios(session)
-    words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
+    if not hearing:
+        words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
     return {**words, "chat": asked.chat, **stopped, **spent}
 
 
-def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
+def _check(session: Session, asked: Asked, *, encoders: bool, hearing: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
+    if hearing and (asked.pairs or asked.harness or asked.lengths or asked.chat or asked.bisect):
+        raise GreenError("Transcribers take clips alone.", "Leave out --pairs, --lm-eval, --length, --chat, --bisect.")
+    if hearing:
+        speech.clips(asked.tasks)
+    elif heard := next((t.name for t in asked.tasks if isinstance(t.items[0], Utterance)), None):
+        raise GreenError(f"{heard} is speech, and none of these models hears.", "Leave out that --task.")
     if encoders and (asked.tasks or asked.harness or asked.lengths):
         raise GreenError(
             "Tasks and lengths ask text generators; these are encoders.", "Leave out --task, --lm-eval and --length."

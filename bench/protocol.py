@@ -98,6 +98,13 @@ def _tasks(tasks: dict[str, TaskResult], *, chat: bool) -> str:
             "Free answers, without examples: 32 tokens or a line at most, greedy; right if one of the given answers, "
             "but for case, punctuation and articles. Interval: Wilson's."
         )
+    if "wer" in kinds:
+        said.append(
+            "Speech: word errors (substitutions, deletions, insertions; jiwer) over all words of the references, both "
+            "lower-cased and without punctuation; greedy, 6.5 tokens a second of the clip at most. Clips of other "
+            "rates are resampled to the model's own (soxr), channels averaged. Interval: percentile bootstrap over "
+            "clips, of the paired difference too; few clips make it too narrow."
+        )
     if harness:
         said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
     said.append(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from greenllm.bench import latency, texts
 from greenllm.bench.measurement import Measurement, counted
@@ -72,7 +72,7 @@ class Contender:
     info: Info = field(default_factory=lambda: Info("", Path()))
     weights: int = 0  # bytes that a token reads
     windows: texts.Windows | None = None
-    prompt: list[int] = field(default_factory=list)
+    prompt: Any = field(default_factory=list)  # token ids; of a transcriber a clip, float32 [samples]
     rounds: latency.Rounds = field(default_factory=lambda: latency.Rounds(0))
 
 
@@ -132,7 +132,8 @@ class Session:
             self.progress.advance()
         tasks = {c.info.task for c in self.live}
         if len(tasks) > 1:
-            raise GreenError("Text generators and encoders cannot be benched against each other.", "Do them apart.")
+            kinds = " and ".join(sorted(tasks))
+            raise GreenError(f"Models for {kinds} cannot be benched against each other.", "Do them apart.")
 
     def _load(self, who: Contender) -> None:
         begin = time.perf_counter()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
+SPEECH = "automatic-speech-recognition"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -47,7 +48,7 @@ class Checkpoint:
         path: the directory.
         parents: provenance, from the nearest to the source.
         config: transformers' configuration, without ``quantization_config``.
-        task: "text-generation", "feature-extraction" or "text-classification".
+        task: "text-generation", "feature-extraction", "text-classification" or "automatic-speech-recognition".
         tied: whether head and embedding are one matrix.
     """
 
@@ -60,7 +61,7 @@ class Checkpoint:
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
         tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
-        self.tied = tied and self.task == GENERATION  # an encoder has no head to share with
+        self.tied = tied and self.task in (GENERATION, SPEECH)  # an encoder has no head to share with
         self.config.tie_word_embeddings = self.tied
 
     @property
@@ -281,6 +282,22 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return name, found
 
 
+def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The lists of blocks that hidden states go through, in their order: one, or the encoder's and the decoder's.
+
+    Raises:
+        GreenError: see :func:`blocks_of`.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [blocks_of(model)]
+    names = {id(m): n for n, m in model.named_modules()}
+    found = []
+    for part in (model.get_encoder(), model.get_decoder()):  # type: ignore[operator]
+        inner, blocks = blocks_of(part)
+        found.append((f"{names[id(part)]}.{inner}", blocks))
+    return found
+
+
 def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     from transformers import AutoConfig
 
@@ -312,17 +329,20 @@ def _task(config: PretrainedConfig) -> str:
         return GENERATION
     if name in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
         return CLASSIFICATION
+    if name in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values():
+        return SPEECH
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
         return FEATURES
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 
 
 def _auto_class(task: str) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers as t
 
-    return {GENERATION: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification, FEATURES: AutoModel}[
-        task
-    ]
+    return {
+        GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
+        FEATURES: t.AutoModel, SPEECH: t.AutoModelForSpeechSeq2Seq,
+    }[task]  # fmt: skip
 
 
 def _keys(file: Path) -> list[str]:

@@ -3,6 +3,7 @@
 ========================================  ===================================================================
 keys                                      prompt
 ========================================  ===================================================================
+audio, text                               speech: a file beside this one or below it, and what is said in it
 context, choices, label                   the context as it is, a space, the choice
 ctx, endings, label                       HellaSwag: cleaned as lm-eval's ``hellaswag`` does
 question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as lm-eval's ``arc_easy``
@@ -20,9 +21,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from greenllm.bench.tasks.items import Item, Labelled, Question
+from greenllm.bench.tasks.items import Item, Labelled, Question, Utterance
 
 
 def _plain(row: dict[str, Any]) -> Item:
@@ -65,6 +67,10 @@ def _free(row: dict[str, Any]) -> Question:
     return Question(context, tuple(map(_text, given)))
 
 
+def _utterance(row: dict[str, Any]) -> Utterance:
+    return Utterance(Path(_text(row["audio"])), _text(row["text"]))
+
+
 def _cleaned(text: str) -> str:
     """HellaSwag's WikiHow marks away: lm-eval's ``preprocess``."""
     text = text.strip().replace(" [title]", ". ")
@@ -95,7 +101,8 @@ def _index(label: Any, choices: tuple[str, ...]) -> int:
     return label
 
 
-FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Item | Question | Labelled]] = {
+FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Item | Question | Labelled | Utterance]] = {
+    ("audio", "text"): _utterance,
     ("context", "choices", "label"): _plain,
     ("ctx", "endings", "label"): _hellaswag,
     ("question", "choices", "label"): _arc,

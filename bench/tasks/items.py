@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Utterance:
+    """An audio file, and what is said in it."""
+
+    audio: Path
+    text: str
+
+
+@dataclass(frozen=True)
 class Task:
     """Items of one file, all of one kind, called by its folder and name; ``total`` is how many it has."""
 
     name: str
-    items: Sequence[Item | Question]
+    items: Sequence[Item | Question | Utterance]
     total: int
 
     @property

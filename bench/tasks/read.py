@@ -9,7 +9,8 @@ from pathlib import Path
 
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
-from greenllm.bench.tasks.items import Item, Labelled, Question, Task
+from greenllm.bench.tasks.items import Item, Labelled, Question, Task, Utterance
+from greenllm.bench.tasks.speech import checked
 from greenllm.bench.texts import spread
 from greenllm.errors import GreenError
 
@@ -54,17 +55,17 @@ def read(path: Path | str, limit: int = 0) -> Task:
     return Task(f"{path.absolute().parent.name}/{path.stem}", spread(items, limit or len(items)), len(items))
 
 
-def _of_one_kind(path: Path, rows: list[Item | Question | Labelled]) -> list[Item | Question]:
+def _of_one_kind(path: Path, rows: list[Item | Question | Labelled | Utterance]) -> list[Item | Question | Utterance]:
     labels = tuple(sorted({r.label for r in rows if isinstance(r, Labelled)}))
     if len(labels) == 1:
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
     named = [Item(r.context, labels, labels.index(r.label)) if isinstance(r, Labelled) else r for r in rows]
     if len({type(r) for r in named}) > 1:
-        raise GreenError(f"{path} mixes choices and free answers.", "Write a file for each.")
+        raise GreenError(f"{path} mixes choices, free answers or speech.", "Write a file for each.")
     return named
 
 
-def _item(path: Path, n: int, line: str) -> Item | Question | Labelled:
+def _item(path: Path, n: int, line: str) -> Item | Question | Labelled | Utterance:
     where = f"{path}, line {n}"
     try:
         row = json.loads(line)
@@ -76,6 +77,10 @@ def _item(path: Path, n: int, line: str) -> Item | Question | Labelled:
         raise GreenError(f"{where}: these are no keys of a known kind of item.", f"Known are: {known}.")
     try:
         item = form(row)
+        if isinstance(item, Utterance):
+            return checked(item, path.parent)
+    except GreenError as e:
+        raise GreenError(f"{where}: {e.what}", e.fix) from e
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise GreenError(f"{where}: {e}.", "See the keys context, choices, label.") from e
     told = [item.context, *(item.choices if isinstance(item, Item) else
