@@ -54,6 +54,7 @@ def export(
     progress = progress or Silent()
     artifact.check_free(Path(out).absolute(), force=force)
     source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
+    check_task(source.task)
     usual = "onnx" if source.inputs else found.formats.get(source.task, "onnx")  # for integer inputs the only one
     kind = _format(to or usual, source.task)
     write = write_genai if kind == "genai" else write_onnx
@@ -80,6 +81,18 @@ def export(
         known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
         artifact.seal(part, Manifest(kind=kind, parents=source.parents, details=details, **known))
     return artifact.read(out)
+
+
+def check_task(task: str) -> None:
+    """Nothing, where models of this task are exported.
+
+    Raises:
+        GreenError: they are not.
+    """
+    if task == "automatic-speech-recognition":
+        raise GreenError(
+            "Transcribers are not exported yet.", "greenllm quantize makes them smaller; greenllm bench measures them."
+        )
 
 
 def _format(to: str, task: str) -> Format:

@@ -85,8 +85,10 @@ def execute(
 ) -> Artifact:
     """Carry out a :func:`plan`; the arguments are those of :func:`compress`."""
     from greenllm import export as export_room
+    from greenllm.export import check_task
 
     progress = progress or Silent()
+    check_task(todo.checkpoint.task)
     check_disk(todo, Path(out))
     if bench:
         _check_bench(**(bench_options or {}))

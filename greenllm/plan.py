@@ -49,7 +49,7 @@ def plan(
     Raises:
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
     """
-    from greenllm.checkpoint import open_checkpoint
+    from greenllm.checkpoint import SPEECH, open_checkpoint
     from greenllm.export.targets import load_target
 
     if recipe is None:
@@ -65,8 +65,14 @@ def plan(
         model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
     for step in found.steps:
+        if checkpoint.task == SPEECH and step.name != "quantize":
+            raise GreenError(f"The step {step.name} does not know transcribers yet.", "greenllm quantize does.")
         step.check(checkpoint)
-    if found.calibrated:
+    if found.calibrated and checkpoint.task == SPEECH:
+        from greenllm.hearing import clips
+
+        clips(found.calibration.source, found.calibration.samples)
+    elif found.calibrated:
         from greenllm.calibration import check_source
 
         check_source(found.calibration.source)

@@ -15,8 +15,6 @@ from greenllm.artifact import Artifact, Energy, Manifest, StepRecord
 from greenllm.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from greenllm.checkpoint import Checkpoint
     from greenllm.plan import Plan
 
@@ -75,17 +73,20 @@ def _one_step(
     todo: Plan, current: Checkpoint, dense: Checkpoint, i: int, part: Path, where: Path,
     records: list[StepRecord], country: str | None, progress: Progress,
 ) -> None:  # fmt: skip
-    from greenllm.calibration import describe
+    from greenllm import calibration as text
+    from greenllm import hearing
+    from greenllm.checkpoint import SPEECH
     from greenllm.step import Context
 
     step, work = todo.recipe.steps[i], part / f".work-{where.name}"
     calibration = todo.recipe.calibration
+    describe = hearing.describe if current.task == SPEECH else text.describe
     ledger = part / f".energy-{where.name}.json"
     start = time.monotonic()
     with artifact.writing(where) as path:
         with _energy(country, ledger) as energy:
             ids = _samples(todo, part, current, progress) if step.calibrated else None
-            context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint, dense)  # type: ignore[arg-type,return-value]
+            context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint, dense)
             result = step.run(current, path, context)
         record = StepRecord(
             step=step.name, parameters=todo.recipe.dump()["steps"][i][step.name],
@@ -103,19 +104,25 @@ def _one_step(
     pages.give_back()
 
 
-def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Tensor:
+def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Any:
     """Calibration samples of the source, made once and kept for a resumed run; in ``current``'s tokens."""
     from safetensors.torch import load_file, save_file
 
-    from greenllm import calibration
+    from greenllm import calibration, hearing
+    from greenllm.checkpoint import SPEECH
 
     file = part / "calibration.safetensors"
+    c, kept = todo.recipe.calibration, file.with_suffix(".part")
+    if todo.checkpoint.task == SPEECH:
+        if not file.exists():
+            hearing.save(hearing.samples(todo.checkpoint, c.source, c.samples, progress), kept)
+            kept.replace(file)
+        return hearing.load(file)
     if not file.exists():
-        c = todo.recipe.calibration
         ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress)
         pages.give_back()
-        save_file({"input_ids": ids.contiguous()}, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
+        save_file({"input_ids": ids.contiguous()}, kept)
+        kept.replace(file)
     ids = load_file(file)["input_ids"]
     same = current.config.vocab_size == todo.checkpoint.config.vocab_size
     return ids if same else calibration.translate(ids, todo.checkpoint, current)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from greenllm import __version__
-from greenllm.checkpoint import Checkpoint, blocks_of
+from greenllm import __version__, hearing
+from greenllm.checkpoint import SPEECH, Checkpoint, stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
@@ -27,7 +27,7 @@ from greenllm.quantize.rtn import round_to_nearest
 from greenllm.quantize.smoothquant import smooth_block
 from greenllm.save import copy_side_files, write_config, write_shards
 from greenllm.step import Context
-from greenllm.walk import Walk
+from greenllm.walk import Batch, Walk
 
 _BATCH_TOKENS = 2048
 MOST_TOKENS = 1 << 15  # of calibration: second moments gain nothing from more
@@ -69,8 +69,7 @@ def quantizable(checkpoint: Checkpoint) -> tuple[dict[str, nn.Module], list[str]
     Embedding and head are named once, as the head, if they are one matrix.
     """
     model = checkpoint.skeleton()
-    prefix, blocks = blocks_of(model)
-    inside = {f"{prefix}.{name}": layer for name, layer in linears(blocks).items()}
+    inside = {f"{p}.{name}": layer for p, blocks in stacks_of(model) for name, layer in linears(blocks).items()}
     outside = [checkpoint.head] if checkpoint.tied else [m for m in (checkpoint.embedding, checkpoint.head) if m]
     return inside, outside
 
@@ -137,8 +136,7 @@ class Quantizer:
 
     def run(self, out: Path, context: Context) -> dict[str, Any]:
         """Write a checkpoint in the GPTQ tensor layout into ``out``; returns what the manifest keeps."""
-        ids = context.samples() if self.rounding.calibrated or self.watches else torch.zeros(1, 8, dtype=torch.int64)
-        walk = Walk(self.checkpoint, [{"input_ids": b} for b in batches(ids)], context.work)
+        walk = Walk(self.checkpoint, self._batches(context), context.work)
         context.progress.stage(f"quantizing {len(walk.blocks)} blocks", len(walk.blocks))
         walk.run(self._block, context.progress)
         copy_side_files(self.checkpoint.path, out)
@@ -146,6 +144,14 @@ class Quantizer:
         write_config(out, self.checkpoint.config, self._quantization_config(self._inputs(walk)))
         losses = {n.removesuffix(_LOSS): float(t) for n, t in walk.tensors() if n.endswith(_LOSS)}
         return _summary(self.checkpoint, losses)
+
+    def _batches(self, context: Context) -> list[Batch]:
+        if self.rounding.calibrated or self.watches:
+            given = context.samples()
+            return given if isinstance(given, list) else [{"input_ids": b} for b in batches(given)]
+        if self.checkpoint.task == SPEECH:
+            return hearing.blank(self.checkpoint)
+        return [{"input_ids": torch.zeros(1, 8, dtype=torch.int64)}]
 
     def _block(self, name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str, Tensor]:
         layers = {n: m for n, m in linears(block).items() if f"{name}.{n}" in self.grids}
