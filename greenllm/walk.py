@@ -31,7 +31,7 @@ class Walk:
 
     Args:
         checkpoint: where weights come from.
-        batches: model inputs.
+        batches: model inputs, every one of the same shape; of an encoder-decoder they may differ.
         state: directory for committed work; what lies there is gone on with.
     """
 
@@ -85,6 +85,7 @@ class Walk:
     def forget(self) -> None:
         """Drop hidden states and weights; :meth:`tensors` needs neither."""
         self.hidden.clear()
+        self.ends.clear()
         self.model.to("meta")
 
     @torch.no_grad()
@@ -114,7 +115,8 @@ class Walk:
                 self.model(**batch)
             self.hidden.append(recorders[0].hidden)
             for calls, recorder in zip(self.calls, recorders, strict=True):
-                calls.append(recorder.call)
+                # Texts have one shape and no padding: masks and positions are the same for every batch.
+                calls.append(calls[0] if calls and len(self.stacks) == 1 else recorder.call)
 
     def _ended(self, batch: int) -> list[list[PassThrough]]:
         """Stand-ins for the lists that were walked, which give what their last block gave."""

@@ -23,7 +23,7 @@ class Info:
     """What a loaded model says of itself.
 
     Attributes:
-        task: "text-generation" or "feature-extraction".
+        task: "text-generation", "feature-extraction" or "automatic-speech-recognition".
         directory: where its tokenizer and files lie.
         vocabulary: size of the logits' last dimension; 0 for an encoder.
         parameters: number of weights, where the engine can count them.
@@ -45,7 +45,10 @@ class Runner(Protocol):
     info: Info
 
     def prefill(self, tokens: list[int], answer: int) -> int:
-        """Read a prompt, with room for ``answer`` tokens; return the first token of the answer."""
+        """Read a prompt, with room for ``answer`` tokens; return the first token of the answer.
+
+        A transcriber's prompt is a clip, float32 [samples].
+        """
 
     def step(self, token: int) -> int:
         """Append ``token`` and return the next one."""
