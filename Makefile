@@ -3,11 +3,13 @@
 #
 # PYTHON=python3.12         which interpreter (3.10, 3.11 or 3.12)
 # COUNTRY=DEU               grid of the demo's gCO2e (asked for on a terminal when it is not given)
+# JOBS=2                   tests at a time; each takes up to 6 GB of memory
 # PIP_ARGS="--index-url …"  for instance an index that has CPU-only builds of torch
 
 PYTHON ?= python3
 PIP_ARGS ?=
 COUNTRY ?=
+JOBS ?= 2
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -17,7 +19,7 @@ demo: demo/smollm2-int4
 	@echo "Report: $(CURDIR)/demo/smollm2-int4/report.html"
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

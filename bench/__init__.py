@@ -10,6 +10,7 @@ from typing import Literal
 from greenllm.artifact import Artifact, versions
 from greenllm.bench import energy as meters
 from greenllm.bench import fidelity, payback, protocol, texts
+from greenllm.bench.batches import check as check_batches
 from greenllm.bench.lengths import check as check_lengths
 from greenllm.bench.measure import Asked, Spent, harness, measure
 from greenllm.bench.measurement import Measurement
@@ -48,6 +49,8 @@ def bench(
     prompt_tokens: int = 128,
     answer_tokens: int = 64,
     lengths: Sequence[int] = (),
+    batches: Sequence[int] = (),
+    loads: int | None = None,
     window: int = 512,
     effort: Literal["quick", "full"] | Effort = "quick",
     report: str | Path | None = None,
@@ -81,6 +84,9 @@ def bench(
         prompt_tokens: length of a query's prompt (of the text, for an encoder).
         answer_tokens: length of its answer, 2 or more.
         lengths: further prompt lengths, at each of which time and memory are measured.
+        batches: numbers of queries at once, at each of which speed is measured.
+        loads: rounds in which each model is started anew, its files out of the page cache and then in it; by default
+            as the effort says (quick: none).
         window: tokens of a scored window.
         effort: "quick" (minutes), "full", or an :class:`Effort`.
         report: directory, or name of the ``.html`` file, to write the report to.
@@ -99,7 +105,8 @@ def bench(
     if isinstance(tried, str):
         raise GreenError(f"No effort is called {tried!r}.", f"There are {', '.join(EFFORTS)}.")
     for name, value, least in (("prompt_tokens", prompt_tokens, 2), ("answer_tokens", answer_tokens, 2),
-                               ("window", window, 8), ("threads", threads or 1, 1)):  # fmt: skip
+                               ("window", window, 8), ("threads", threads or 1, 1),
+                               ("loads", loads or 0, 0)):  # fmt: skip
         if value < least:
             raise GreenError(f"{name} is {value}; it must be at least {least}.")
     located = country is not None or intensity is not None
@@ -114,7 +121,7 @@ def bench(
         effort=tried, query=Query(prompt_tokens, answer_tokens), window=window, corpus=texts.read(text),
         pairs=fidelity.read_pairs(Path(pairs)) if pairs else None, tasks=read_all(tasks, limit),
         harness=harness(lm_eval), limit=limit, chat=chat, bisect=bisect,
-        lengths=check_lengths(lengths),
+        lengths=check_lengths(lengths), batches=check_batches(batches), loads=tried.loads if loads is None else loads,
         energy=Spent(meter, grid, share) if energy else None,
     )  # fmt: skip
     here = machine()

@@ -34,9 +34,22 @@ class Server:
         self._runner = loader(runner).load(path, threads)
         return self._runner.info
 
-    def queries(self, prompt: list[int], answer: int, seconds: float) -> list[latency.Query]:
+    def queries(self, prompt: Any, answer: int, seconds: float) -> list[latency.Query]:
         """Answer the same query, whole, again and again until ``seconds`` have passed."""
-        return latency.repeat(self._ready, prompt, answer, seconds)
+        return latency.repeat(lambda: latency.ask(self._ready, prompt, answer), seconds)
+
+    def batch(self, prompts: Any, answer: int, seconds: float) -> list[latency.Query]:
+        """As :meth:`queries`, all prompts at once.
+
+        Raises:
+            GreenError: this model, or its engine, cannot; for whatever reason, it is not the end of the bench.
+        """
+        try:
+            return latency.repeat(lambda: latency.ask_all(self._ready, prompts, answer), seconds)
+        except GreenError:
+            raise
+        except Exception as e:
+            raise GreenError(f"{type(e).__name__}: {str(e)[:200]}") from e
 
     def stretch(self, prompt: list[int], answer: int) -> tuple[list[latency.Query], int]:
         """One query, and the most memory that was held during it, in bytes."""
@@ -67,7 +80,7 @@ class Server:
             found.append((total, bool((logits.argmax(-1) == tokens[start:]).all())))
         return found
 
-    def answer(self, prompt: list[int], most: int, stops: list[str]) -> str:
+    def answer(self, prompt: Any, most: int, stops: list[str]) -> str:
         """What it writes after a prompt: see :func:`greenllm.bench.answers.write`."""
         return answers.write(self._ready, Tokens(self._ready.info.directory), prompt, most, stops)
 
@@ -79,8 +92,12 @@ class Server:
                 return n
         return most
 
-    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
-        """Embeddings, float32 [B, H].
+    def look(self, files: list[str]) -> NDArray[np.float32]:
+        """What a vision encoder says of image files: see :meth:`encode`."""
+        return self.encode(self._ready.pixels(files))
+
+    def encode(self, batch: Any) -> NDArray[np.float32]:
+        """Embeddings, float32 [B, H], of texts (tokens) or images (pixels).
 
         Raises:
             GreenError: they hold NaN or infinity.

@@ -12,7 +12,9 @@ _BY_ROUND = (
     "first_token",
     "encode",
     "real_time",
-    *(f"{x}_p{p}" for x in ("token", "text") for p in (50, 95, 99)),
+    "load",
+    "load_cold",
+    *(f"{x}_p{p}" for x in ("token", "text", "image") for p in (50, 95, 99)),
 )
 _BY_WINDOW = ("perplexity", "bits_per_byte")
 _NO_RATIO = ("bandwidth", "kl", "top1", "cosine", "neighbour", "spearman")

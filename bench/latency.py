@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from greenllm.bench.measurement import Measurement, log_mean
-from greenllm.bench.runners import Decoder, Info, Runner
+from greenllm.bench.runners import Batched, Decoder, Info, Runner
+from greenllm.errors import GreenError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,48 @@ class Query:
         return self.first + sum(self.steps)
 
 
-def ask(runner: Runner, prompt: list[int], answer: int) -> Query:
-    """One query: ``answer`` tokens after ``prompt``, or the embedding of ``prompt`` when ``answer`` is 0."""
+def ask(runner: Runner, prompt: Any, answer: int) -> Query:
+    """One query: ``answer`` tokens after ``prompt``, or the embedding of ``prompt`` (tokens, pixels) for 0."""
+    if answer == 0:
+        return _timed(lambda: runner.encode([prompt]), _never, 1)
+    return _timed(lambda: runner.prefill(prompt, answer), runner.step, answer)
+
+
+def ask_all(runner: Runner, prompts: Any, answer: int) -> Query:
+    """All of a batch at once, as :func:`ask`: a step is one token of each.
+
+    Raises:
+        GreenError: the runner answers one query at a time.
+    """
+    if answer == 0:
+        return _timed(lambda: runner.encode(prompts), _never, 1)
+    if not isinstance(runner, Batched):
+        raise GreenError("Its runner here answers one query at a time.")
+    return _timed(lambda: runner.prefill_all(prompts, answer), runner.step_all, answer)
+
+
+def _timed(first: Callable[[], T], step: Callable[[T], T], answer: int) -> Query:
     clock = time.perf_counter
     begin = clock()
-    if answer == 0:
-        runner.encode([prompt])
-        return Query(clock() - begin)
-    token = runner.prefill(prompt, answer)
+    token = first()
     times = [clock()]
     for _ in range(answer - 1):
-        token = runner.step(token)
+        token = step(token)
         times.append(clock())
     return Query(times[0] - begin, [b - a for a, b in itertools.pairwise(times)])
 
 
-def repeat(runner: Runner, prompt: list[int], answer: int, seconds: float) -> list[Query]:
+def _never(value: T) -> T:
+    """What follows an embedding."""
+    return value
+
+
+def repeat(query: Callable[[], Query], seconds: float) -> list[Query]:
     """Whole queries, back to back, at least one, until ``seconds`` have passed."""
     end = time.perf_counter() + seconds
-    found = [ask(runner, prompt, answer)]
+    found = [query()]
     while time.perf_counter() < end:
-        found.append(ask(runner, prompt, answer))
+        found.append(query())
     return found
 
 
@@ -85,11 +110,17 @@ class _Instant(Decoder):
 
 @dataclass
 class Rounds:
-    """All queries of one model; a round is what it did in one turn. ``clip``: seconds that a transcriber hears."""
+    """All queries of one model; a round is what it did in one turn.
 
-    prompt: int
+    Attributes:
+        prompt: tokens of a text; seconds of a clip.
+        rounds: the queries of each.
+        kind: what is asked about: "text", "image" or "clip".
+    """
+
+    prompt: float
     rounds: list[list[Query]] = field(default_factory=list)
-    clip: float = 0.0
+    kind: str = "text"
 
     def first(self) -> list[float]:
         """Mean seconds to the first token (or to the embedding), by round."""
@@ -107,9 +138,9 @@ class Rounds:
         among them where each round has tokens beyond it.
         """
         first, steps = self.first(), self.steps()
-        if self.clip:
+        if self.kind == "clip":
             whole = [sum(q.seconds for q in r) / len(r) for r in self.rounds]
-            found = {"real_time": [t / self.clip for t in whole], "decode": [1 / s for s in steps],
+            found = {"real_time": [t / self.prompt for t in whole], "decode": [1 / s for s in steps],
                      "first_token": [t * 1000 for t in first]}  # fmt: skip
         elif steps:
             found = {"prefill": [self.prompt / t for t in first], "decode": [1 / s for s in steps],
@@ -130,7 +161,7 @@ class Rounds:
 
     def measurements(self) -> dict[str, Measurement]:
         """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""
-        units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": "texts/s", "real_time": "s/s"}
+        units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": f"{self.kind}s/s", "real_time": "s/s"}
         found = {k: log_mean(v, units.get(k, "ms"), "measured:clock") for k, v in self.samples().items()}
         name, times = self._times()
         pooled = [t for each in times for t in each]
@@ -145,7 +176,7 @@ class Rounds:
     def _times(self) -> tuple[str, list[list[float]]]:
         """Milliseconds of each further token (or of each text), by round."""
         tokens = [[s * 1000 for q in r for s in q.steps] for r in self.rounds]
-        return ("token", tokens) if any(tokens) else ("text", [[q.first * 1000 for q in r] for r in self.rounds])
+        return ("token", tokens) if any(tokens) else (self.kind, [[q.first * 1000 for q in r] for r in self.rounds])
 
     def narrow(self, width: float) -> bool:
         """Whether every speed is known to ± ``width`` of itself."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-from greenllm.bench import bisect, compare, lengths, phases, protocol, speech, texts
+from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, speech, spend, texts, vision
 from greenllm.bench import energy as meters
-from greenllm.bench.chat import template
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks import Task, run
-from greenllm.bench.tasks.items import Utterance
 from greenllm.errors import GreenError
+from greenllm.template import template
 
 Harness = Callable[[Session, int, bool], None]  # items of a task, and whether in a chat
+# What takes something else than text; a module of each says who takes it, what is refused, asked and compared.
+_SENSES: tuple[ModuleType, ...] = (vision, speech)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Asked:
     chat: bool
     bisect: bool
     lengths: Sequence[int]
+    batches: Sequence[int]
+    loads: int
     energy: Spent | None
 
 
@@ -51,42 +55,45 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         GreenError: what was asked is not for these models.
     """
     encoders = any(c.info.task == "feature-extraction" for c in session.live)
-    hearing = any(c.info.task == "automatic-speech-recognition" for c in session.live)
-    _check(session, asked, encoders=encoders, hearing=hearing)
-    if hearing:
-        query, words = speech.cut(session, asked.tasks)
+    sense = next((s for s in _SENSES if s.takes(session)), None)
+    _check(session, asked, encoders=encoders)
+    words: dict[str, Any] = {}
+    if sense:
+        query, words = sense.cut(session, asked.tasks)
     else:
         query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
         phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
+    if asked.loads:
+        loads.run(session, asked.loads)
     stopped = phases.speed(session, query, asked.effort)
     if asked.lengths:  # before text is scored, for which some engines load a second graph
         lengths.run(session, asked.corpus, asked.lengths)
-    spent = _energy(session, query, asked.effort, asked.energy) if asked.energy else {}
+    if asked.batches:
+        batches.run(session, query.answer, asked.effort, asked.batches)
+    spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
     if encoders:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
+    elif sense:
+        words |= sense.quality(session, asked.tasks, asked.effort.sentences)
+        run(session, asked.tasks)
     else:
-        if not hearing:
-            phases.score(session)
+        phases.score(session)
         run(session, asked.tasks, chat=asked.chat)
         if asked.harness:
             asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:
         bisect.run(session)
     compare.ratios(session)
-    if not hearing:
-        words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
+    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
     return {**words, "chat": asked.chat, **stopped, **spent}
 
 
-def _check(session: Session, asked: Asked, *, encoders: bool, hearing: bool) -> None:
+def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
-    if hearing and (asked.pairs or asked.harness or asked.lengths or asked.chat or asked.bisect):
-        raise GreenError("Transcribers take clips alone.", "Leave out --pairs, --lm-eval, --length, --chat, --bisect.")
-    if hearing:
-        speech.clips(asked.tasks)
-    elif heard := next((t.name for t in asked.tasks if isinstance(t.items[0], Utterance)), None):
-        raise GreenError(f"{heard} is speech, and none of these models hears.", "Leave out that --task.")
+    others = any((asked.pairs, asked.harness, asked.lengths, asked.chat, asked.bisect))
+    for sense in _SENSES:
+        sense.check(session, asked.tasks, others=others, batches=bool(asked.batches))
     if encoders and (asked.tasks or asked.harness or asked.lengths):
         raise GreenError(
             "Tasks and lengths ask text generators; these are encoders.", "Leave out --task, --lm-eval and --length."
@@ -114,11 +121,11 @@ def harness(names: Sequence[str]) -> Harness | None:
     return lambda session, limit, chat: lmeval.run(session, found, limit, chat=chat)
 
 
-def _energy(session: Session, query: Query, effort: Effort, asked: Spent) -> dict[str, str | float]:
+def _energy(session: Session, query: Query, effort: Effort, asked: Spent, *, loads: bool) -> dict[str, str | float]:
     used = meters.choose(asked.meter) if asked.meter is None or isinstance(asked.meter, str) else asked.meter
     grid, share = asked.grid, asked.share
     try:
-        idle = phases.energy(session, query, effort, used, grid, share)
+        idle = spend.run(session, query, effort, used, grid, share, loads=loads)
     finally:
         if used is not asked.meter:
             used.close()

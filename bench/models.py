@@ -17,7 +17,7 @@ from greenllm.errors import GreenError
 
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
 _WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
-_ENGINES = {"onnx": "onnxruntime", "genai": "genai", "checkpoint": "torch", "model": "torch"}
+_ENGINES = {"onnx": "onnxruntime", "genai": "genai", "gguf": "llamacpp", "checkpoint": "torch", "model": "torch"}
 _PEERS = {"llamacpp": "llama_cpp", "openvino": "openvino"}  # engines of the extra "peers", and what they import
 
 
@@ -49,11 +49,18 @@ def find(model: str | Path | Artifact) -> Target:
     """
     engine, colon, rest = str(model).partition(":")
     found = dataclasses.replace(_find(rest), runner=engine) if colon and engine in RUNNERS else _find(model)
-    if (needed := _PEERS.get(found.runner)) and not importlib.util.find_spec(needed):
-        raise GreenError(
-            f"{model} is run by {found.runner}, which is not installed here.", 'pip install "greenllm[peers]"'
-        )
+    check_engine(found.runner, str(model))
     return found
+
+
+def check_engine(runner: str, model: str) -> None:
+    """Refuse what an engine would run that is not here.
+
+    Raises:
+        GreenError: it is not installed.
+    """
+    if (needed := _PEERS.get(runner)) and not importlib.util.find_spec(needed):
+        raise GreenError(f"{model} is run by {runner}, which is not installed here.", 'pip install "greenllm[peers]"')
 
 
 def _find(model: str | Path | Artifact) -> Target:
@@ -62,8 +69,14 @@ def _find(model: str | Path | Artifact) -> Target:
         whole = artifact.read(path)
         part = whole.deployable
         part.verify()
+        if part.kind not in _ENGINES:
+            raise GreenError(
+                f"{path} holds {part.kind!r}, which runs on its device only.",
+                "Bench the checkpoint that it was exported from; bench/gpu.md says what to run there.",
+            )
         manifest = part.manifest if part.manifest.steps else whole.manifest
-        return Target(path.absolute().name, str(part.path), _ENGINES[part.kind], manifest)
+        file = part.path / artifact.inside(str(part.manifest.details["entry"])) if part.kind == "gguf" else part.path
+        return Target(path.absolute().name, str(file), _ENGINES[part.kind], manifest)
     if path.is_dir():
         files = list(path.glob("*.gguf"))
         if len(files) == 1 and not (path / "config.json").is_file():
@@ -121,16 +134,24 @@ def sizes(directory: Path, target: Target) -> tuple[int, int]:
     A checkpoint's folders are not counted: hub snapshots keep other formats of the same model there. A GGUF file
     holds its tokenizer too, so its tensors are counted one by one.
     """
-    runner = target.runner
-    if runner == "llamacpp":
+    every = files(directory, target)
+    total = sum(p.stat().st_size for p in every)
+    if target.runner == "llamacpp":
         from gguf import GGUFReader
 
-        return Path(target.path).stat().st_size, sum(int(t.n_bytes) for t in GGUFReader(target.path).tensors)
-    files = [p for p in (directory.glob("*") if runner == "torch" else directory.rglob("*")) if p.is_file()]
+        return total, sum(int(t.n_bytes) for t in GGUFReader(target.path).tensors)
+    return total, sum(p.stat().st_size for p in every if p.suffix in _WEIGHTS)
+
+
+def files(directory: Path, target: Target) -> list[Path]:
+    """All files that a model needs to run."""
+    runner = target.runner
+    if runner == "llamacpp":
+        return [Path(target.path)]
+    found = [p for p in (directory.glob("*") if runner == "torch" else directory.rglob("*")) if p.is_file()]
     if runner == "torch":
-        files = [p for p in files if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")]
-    weights = [p for p in files if p.suffix in _WEIGHTS]
-    return sum(p.stat().st_size for p in files), sum(p.stat().st_size for p in weights)
+        found = [p for p in found if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")]
+    return found
 
 
 def _engine(path: Path) -> str:

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greenllm.bench import disturbance, fidelity, latency, perplexity, texts
-from greenllm.bench import energy as meters
 from greenllm.bench.bandwidth import read_bandwidth
-from greenllm.bench.measurement import Measurement, bootstrap
+from greenllm.bench.measurement import Measurement
 from greenllm.bench.session import Contender, Effort, Query, Session
 
 _BATCH = 16
@@ -90,46 +89,6 @@ def _memory(who: Contender) -> None:
     peak = who.model.call("peak_memory")
     note = "the most its process held resident (VmHWM) while loading and answering, Python and libraries included"
     who.row.measurements["memory"] = Measurement(value=peak / 1e6, unit="MB", n=1, method="measured:VmHWM", note=note)
-
-
-def energy(
-    session: Session, query: Query, effort: Effort, meter: meters.Meter, grid: meters.Grid | None,
-    share: meters.Embodied | None,
-) -> meters.Idle:  # fmt: skip
-    """A window of queries back to back for each model, between two idle ones (all models loaded)."""
-    seconds = max(effort.energy, meters.shortest(meter))
-    session.progress.stage("energy", seconds * (2 + len(session.live)))
-    before = _rest(session, meter, seconds)
-    worked: list[tuple[Contender, meters.Window]] = []
-    for who in list(session.live):
-        with session.watching(who, "energy"):
-            who.model.send("queries", who.prompt, query.answer, seconds)
-            work = meters.watch(meter, who.model.done)
-            who.row.samples["query_seconds"] = [q.seconds for q in who.model.result()]
-            worked.append((who, work))
-        session.progress.advance(seconds)
-    idle = meters.Idle(before, _rest(session, meter, seconds))
-    for who, work in worked:
-        others = [q.seconds for r in who.rounds.rounds for q in r]
-        gross, net = meters.per_query(work, idle, who.row.samples["query_seconds"], others, meter)
-        who.row.measurements |= {"energy_gross": gross, "energy_net": net}
-        if grid:
-            took = bootstrap(who.row.samples["query_seconds"], "s", "measured:clock")
-            tokens = query.answer or query.prompt
-            who.row.measurements |= meters.carbon(gross, net, took, grid, share, tokens)
-    return idle
-
-
-def _rest(session: Session, meter: meters.Meter, seconds: float) -> meters.Window:
-    end = time.monotonic() + seconds
-    found = meters.watch(meter, lambda wait: _sleep(wait, end))
-    session.progress.advance(seconds)
-    return found
-
-
-def _sleep(wait: float, end: float) -> bool:
-    time.sleep(max(0.0, min(wait, end - time.monotonic())))
-    return time.monotonic() >= end
 
 
 def score(session: Session) -> None:

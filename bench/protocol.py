@@ -8,6 +8,10 @@ from greenllm.bench import texts
 from greenllm.bench.results import METRICS, Results, TaskResult
 from greenllm.bench.session import Query, Session
 
+_PAIRED = (
+    "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won and "
+    "lost, and McNemar's exact p."
+)
 _DRIFT = 0.05  # of idle power, from which on it is told
 
 
@@ -42,15 +46,19 @@ def methods(results: Results) -> dict[str, str]:
     if results.has("perplexity"):
         found["Perplexity"] = _perplexity(s)
     if results.has("kl") or results.has("cosine"):
-        found["Fidelity"] = _tokens() if results.has("kl") else _sentences(s)
+        found["Fidelity"] = _tokens() if results.has("kl") else _images(s) if "images" in s else _sentences(s)
     if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
-        found["Tasks"] = _tasks(tasks, chat=bool(s.get("chat")))
+        found["Tasks"] = _pictures() if "images" in s else _tasks(tasks, chat=bool(s.get("chat")))
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
         "intervals; ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
         "where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
     )
+    if any(row.batches for row in results.rows):
+        found["Batches"] = _batches()
+    if any("load" in row.samples for row in results.rows):
+        found["Loads"] = _loads()
     if "meter" in s:
         found["Energy"] = _energy(s)
     if "grid" in s:
@@ -69,6 +77,22 @@ def _limits(s: dict[str, Any]) -> str:
         f" The bench itself takes {s['harness_us']:.2f} µs a token (a model that answers at once), which is in them. "
         f"This machine reads {s['read_gb_s']:.1f} GB/s with {s['threads']} threads (best of 5 passes over an array far "
         "larger than its caches): what bounds decoding, because each token reads every weight."
+    )
+
+
+def _batches() -> str:
+    return (
+        "Several queries at once, of the same length as the one query, so that none is padded; three rounds in turns. "
+        "Prefill and decode are tokens a second of all of them together."
+    )
+
+
+def _loads() -> str:
+    return (
+        "From the start of a process until its model is ready, Python and the engine's libraries included. In each "
+        "round the models take turns, cold and then warm; no other is loaded meanwhile. Cold: all files of the model "
+        "were dropped from the page cache (posix_fadvise), and mincore found 1 % of their pages in it at the most. The "
+        "libraries' own files stay in it, and what a disk or a host below this machine keeps is not known here."
     )
 
 
@@ -107,10 +131,7 @@ def _tasks(tasks: dict[str, TaskResult], *, chat: bool) -> str:
         )
     if harness:
         said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
-    said.append(
-        "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won "
-        "and lost, and McNemar's exact p."
-    )
+    said.append(_PAIRED)
     return " ".join(said)
 
 
@@ -128,21 +149,44 @@ def _sentences(s: dict[str, Any]) -> str:
     )
 
 
+def _images(s: dict[str, Any]) -> str:
+    return (
+        f"{s['images'][0].upper()}{s['images'][1:]}: cosine of model's and baseline's logits (of the pooled states, "
+        "where there are no classes), and how often the likeliest class (else the nearest other image) is the same. "
+        "Interval: BCa bootstrap over images."
+    )
+
+
+def _pictures() -> str:
+    return (
+        "Images are read as RGB and upright, and made pixels as the model's preprocessor_config.json says: in torch by "
+        "transformers, elsewhere by numpy and Pillow, which was compared with it at the export. The answer is the "
+        "class with the largest logit. Interval: Wilson's. " + _PAIRED
+    )
+
+
 def _energy(s: dict[str, Any]) -> str:
+    phases = (
+        " By phase: prefill has a window of its own, of prompts with one token answered; decode is a query less "
+        "its prefill; starts, where loads were asked for, have a window too. A difference has both "
+        "errors in its interval."
+    )
     return (
         f"{s['meter']}: {s['meter_covers']}. Left out: {s['meter_leaves_out']}. Resolution: {s['meter_resolution']}. "
         f"Windows of {s['energy_window_s']:.0f} s or more of queries back to back, between two idle windows of the "
         f"same length with all models loaded: {s['idle_w']:.2f} W before, {s['idle_after_w']:.2f} W after. Gross is "
         "everything the meter counts while a query runs; net is less the idle power, taken on the line between the "
         "two. The interval holds the scatter of power and of query times, the meter's lag, and half the drift of idle."
+        + phases
     )
 
 
 def _carbon(s: dict[str, Any]) -> str:
     tokens = "answered, their share of the prompt included" if "answer_tokens" in s else "read"
+    per = f" Per 1000 tokens: gross, per 1000 tokens {tokens}." if {"prompt_tokens", "answer_tokens"} & set(s) else ""
     found = (
         f"Energy times {s['grid_g_per_kwh']} gCO2e/kWh ({s['grid']}; {s['grid_source']}). Operation only: making the "
-        f"machine and the model is not in it. Per 1000 tokens: gross, per 1000 tokens {tokens}."
+        f"machine and the model is not in it.{per}"
     )
     if "embodied_kg" in s:
         found += (

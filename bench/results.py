@@ -28,7 +28,7 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric("Perplexity", "Quality", "lower"),
     "bits_per_byte": Metric("Bits per byte of text", "Quality", "lower"),
     "kl": Metric("KL divergence from the baseline", "Quality", "lower"),
-    "top1": Metric("Same most likely token", "Quality", "higher"),
+    "top1": Metric("Same most likely token or class", "Quality", "higher"),
     "cosine": Metric("Cosine to the baseline's embedding", "Quality", "higher"),
     "neighbour": Metric("Same nearest sentence", "Quality", "higher"),
     "spearman": Metric("Spearman on sentence pairs", "Quality", "higher"),
@@ -44,12 +44,19 @@ METRICS: dict[str, Metric] = {
     "text_p50": Metric("Per text, p50", "Speed", "lower"),
     "text_p95": Metric("Per text, p95", "Speed", "lower"),
     "text_p99": Metric("Per text, p99", "Speed", "lower"),
+    "image_p50": Metric("Per image, p50", "Speed", "lower"),
+    "image_p95": Metric("Per image, p95", "Speed", "lower"),
+    "image_p99": Metric("Per image, p99", "Speed", "lower"),
     "load": Metric("Start to ready", "Speed", "lower"),
+    "load_cold": Metric("Start to ready, files not in cache", "Speed", "lower"),
     "disk": Metric("On disk", "Size", "lower"),
     "bits_per_weight": Metric("Bits per weight of the baseline", "Size", "lower"),
     "memory": Metric("Peak memory", "Size", "lower"),
     "energy_gross": Metric("Energy per query, gross", "Energy", "lower"),
     "energy_net": Metric("Energy per query, net of idle", "Energy", "lower"),
+    "energy_load": Metric("Energy of a start, gross", "Energy", "lower"),
+    "energy_prefill": Metric("Energy of prefill, per prompt token, gross", "Energy", "lower"),
+    "energy_decode": Metric("Energy of decode, per answered token, gross", "Energy", "lower"),
     "carbon_gross": Metric("Carbon per query, gross", "Energy", "lower"),
     "carbon_net": Metric("Carbon per query, net of idle", "Energy", "lower"),
     "carbon_1000": Metric("Carbon per 1000 tokens, gross", "Energy", "lower"),
@@ -160,7 +167,10 @@ class Requirement(_Strict):
 
 
 class Row(_Strict):
-    """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline; ``sizes`` are MB by kind."""
+    """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline; ``sizes`` are MB by kind.
+
+    ``lengths`` go by the prompt's length, ``batches`` by the number of queries; a batch that it cannot do is empty.
+    """
 
     name: str
     path: str
@@ -174,6 +184,7 @@ class Row(_Strict):
     sizes: dict[str, float] = Field(default_factory=dict)
     blocks: dict[str, float] = Field(default_factory=dict)
     lengths: dict[str, dict[str, Measurement]] = Field(default_factory=dict)
+    batches: dict[str, dict[str, Measurement]] = Field(default_factory=dict)
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
     payback: dict[str, Payback] = Field(default_factory=dict)
     provenance: Provenance = Field(default_factory=Provenance)

@@ -36,6 +36,7 @@ class Effort:
         seconds: for the rounds of all models together.
         turn: least seconds of one round of one model.
         energy: seconds of an energy window, where the meter asks for no more.
+        loads: rounds of a cold and a warm load.
     """
 
     windows: int = 16
@@ -46,17 +47,20 @@ class Effort:
     seconds: float = 45.0
     turn: float = 0.5
     energy: float = 10.0
+    loads: int = 0
 
 
 EFFORTS = {
     "quick": Effort(),
-    "full": Effort(windows=100, sentences=256, items=0, rounds=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0),
+    "full": Effort(
+        windows=100, sentences=256, items=0, rounds=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0, loads=5
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked again and again: ``prompt`` tokens read, ``answer`` tokens written (0: an embedding)."""
+    """What is asked again and again: ``prompt`` tokens read (0: an image or a clip), ``answer`` written (0: none)."""
 
     prompt: int
     answer: int
@@ -72,7 +76,7 @@ class Contender:
     info: Info = field(default_factory=lambda: Info("", Path()))
     weights: int = 0  # bytes that a token reads
     windows: texts.Windows | None = None
-    prompt: Any = field(default_factory=list)  # token ids; of a transcriber a clip, float32 [samples]
+    prompt: Any = field(default_factory=list)  # tokens, the pixels of an image, or a clip, float32 [samples]
     rounds: latency.Rounds = field(default_factory=lambda: latency.Rounds(0))
 
 
@@ -125,7 +129,7 @@ class Session:
         """
         self.progress.stage("load", len(self.targets))
         for target, row in zip(self.targets, self.rows, strict=True):
-            who = Contender(target, row, self._stack.enter_context(Model(self.threads)))
+            who = Contender(target, row, self._process())
             self.live.append(who)
             with self.watching(who, "load"):
                 self._load(who)
@@ -138,7 +142,8 @@ class Session:
     def _load(self, who: Contender) -> None:
         begin = time.perf_counter()
         try:
-            who.info = who.model.call("load", who.target.runner, who.target.path, self.threads)
+            self._send(who)
+            who.info = who.model.result()
         except Failed as e:
             if e.users:
                 raise blame(e, who.row.name) from e
@@ -158,6 +163,24 @@ class Session:
             bits = weights * 8 / base.info.parameters
             note = f"its weight files over the baseline's {base.info.parameters / 1e6:.1f} million weights"
             who.row.measurements["bits_per_weight"] = counted(bits, "bits", note)
+
+    def _process(self) -> Model:
+        return self._stack.enter_context(Model(self.threads))
+
+    def _send(self, who: Contender) -> None:
+        who.model.send("load", who.target.runner, who.target.path, self.threads)
+
+    def begin(self, who: Contender) -> None:
+        """Begin to start a closed model again, without waiting."""
+        who.model = self._process()
+        self._send(who)
+
+    def start(self, who: Contender) -> float:
+        """Start a closed model again; returns the seconds until it was ready."""
+        begin = time.perf_counter()
+        self.begin(who)
+        who.model.result()
+        return time.perf_counter() - begin
 
     def comparable(self, who: Contender) -> bool:
         """Whether a model reads the same tokens as the (living) baseline, and predicts as many."""

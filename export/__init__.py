@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from greenllm import artifact, pages
 from greenllm.artifact import Artifact, Manifest
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
+from greenllm.export.targets import Format
 from greenllm.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from greenllm.checkpoint import Checkpoint
+    from greenllm.export.quantized import Quantized
+    from greenllm.export.targets import Target
+    from greenllm.export.tensorrt import Compute
+    from greenllm.quantize.activations import Inputs
 
 __all__ = ["export"]
 
-Format = Literal["genai", "onnx"]
 GRAPH = "model.onnx"
 
 
@@ -24,6 +32,9 @@ def export(
     *,
     to: str | None = None,
     target: str = "cpu",
+    precision: str | None = None,
+    context: int | None = None,
+    calibration: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -32,74 +43,141 @@ def export(
     Args:
         checkpoint: hub id, directory, ``.gguf`` file or artifact; dense or packed.
         out: directory to make.
-        to: "genai" (ONNX Runtime GenAI) or "onnx" (plain ONNX); None takes what the target runs best.
+        to: "genai" (ONNX Runtime GenAI), "onnx" (plain ONNX), "tensorrt", "edge-llm" (TensorRT Edge-LLM on a Jetson) or
+            "gguf"; None takes what the target runs best.
         target: name of a target or a YAML file.
+        precision: of TensorRT's activations and dense weights ("fp16", "bf16", "fp32"); of GGUF's weights, see
+            :func:`greenllm.export.gguf.export_gguf`; what Edge-LLM's quantizer makes of a dense model ("int4").
+        context: tokens that the target must hold, prompt and answer; by default 2048, or what the model was made for.
+        calibration: edge-llm: text for its quantizer; None is "self".
         force: replace ``out``.
         progress: told of each stage.
 
     Returns:
-        An artifact of kind "genai" or "onnx".
+        An artifact of kind "genai", "onnx", "tensorrt", "edge-llm" or "gguf".
 
     Raises:
         GreenError: an architecture or weights that the format cannot hold, or an export that departs from
             its source; nothing lies under ``out`` then.
     """
+    if to == "gguf":
+        from greenllm.export.gguf import export_gguf
+
+        return export_gguf(checkpoint, out, kind=precision, force=force, progress=progress)
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export.genai import write_genai
-    from greenllm.export.onnx import integer_inputs, write_onnx
+    from greenllm.export.onnx import write_onnx
     from greenllm.export.targets import load_target
-    from greenllm.export.verify import verify
+    from greenllm.export.tensorrt import ENGINE, make_engine, write_typed
+    from greenllm.outcome import check_runs, stored
 
-    found = load_target(target)
+    device = load_target(target)
     progress = progress or Silent()
     artifact.check_free(Path(out).absolute(), force=force)
     source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
-    check_task(source.task)
-    usual = "onnx" if source.inputs else found.formats.get(source.task, "onnx")  # for integer inputs the only one
-    kind = _format(to or usual, source.task)
-    write = write_genai if kind == "genai" else write_onnx
+    kind = check_format(source, to or usual_format(device, source))
+    if kind == "edge-llm":
+        from greenllm.export.edgellm import export_edgellm
+
+        return export_edgellm(
+            source, out, device, precision=precision or "int4", calibration=calibration or "self", context=context,
+            force=force, progress=progress,
+        )  # fmt: skip
+    if calibration:
+        raise GreenError(f"--calibration says nothing to {kind}.", "It is for --to edge-llm.")
+    compute = _compute(kind, precision)
+    fit = check_runs(source, stored(source, kind, compute), device, kind, context)
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
-            quantized = write(source, part, Path(work), found, progress)
-        integers = quantized is not None and bool({"MatMulNBits", "DequantizeLinear"} & set(quantized.ops))
-        int8 = integers and found.accuracy_level == 4  # noqa: PLR2004 - ORT's name for int8
-        progress.stage("comparing with the source", 1)
-        inputs = integer_inputs(source, found) if kind == "onnx" and source.quantized else {}
+            if kind == "tensorrt":
+                quantized = write_typed(source, part, Path(work), compute, progress)
+            else:
+                write = write_genai if kind == "genai" else write_onnx
+                quantized = write(source, part, Path(work), device, progress)
         pages.give_back()  # the graphs on the way
-        checked = verify(source, part, kind, int8=int8, inputs=inputs)
-        progress.advance()
-        for text in checked.get("tokenizer_departs", []):
-            progress.note(f"WARNING. ORT-GenAI's tokenizer splits this otherwise than Hugging Face's: {text[:60]!r}")
+        checked = _compare(source, part, kind, device, quantized, compute, progress)
         details: dict[str, Any] = {
-            "task": source.task, "target": found.name, "entry": GRAPH, **_names(part / GRAPH),
+            "task": source.task, "target": device.name, "entry": GRAPH, **_names(part / GRAPH),
             "parameters": source.parameters, "tied": source.tied,
             "bits_per_weight": round(_weight_bytes(part) * 8 / source.parameters, 3),
-            "operators": quantized.ops if quantized else {}, "stored_bits": quantized.bits if quantized else [32],
+            "operators": quantized.ops if quantized else {},
+            "stored_bits": quantized.bits if quantized else [32 if kind != "tensorrt" or compute == "fp32" else 16],
+            "memory": {"context": fit.context, "bytes": {k: round(v) for k, v in fit.parts.items()}},
             "verified": checked,
         }  # fmt: skip
+        if kind == "tensorrt":
+            built = make_engine(part, device, fit.context, progress)
+            details |= {"entry": ENGINE if built.library else GRAPH, "compute": compute, "engine": asdict(built)}
         made = artifact.read(source.path).manifest if artifact.is_artifact(source.path) else Manifest(kind=kind)
         known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
         artifact.seal(part, Manifest(kind=kind, parents=source.parents, details=details, **known))
     return artifact.read(out)
 
 
-def check_task(task: str) -> None:
-    """Nothing, where models of this task are exported.
+def usual_format(target: Target, checkpoint: Checkpoint) -> Format:
+    """The format that suits a target best; for integer inputs there is none but ONNX, or TensorRT where that runs."""
+    found = target.formats.get(checkpoint.task, "onnx")
+    return "onnx" if checkpoint.inputs and found == "genai" else found
+
+
+def _compare(
+    source: Checkpoint, part: Path, kind: Format, target: Target, quantized: Quantized | None, compute: str,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """What :func:`greenllm.export.verify.verify` finds; told where there is something to tell."""
+    from greenllm.export.onnx import integer_inputs
+    from greenllm.export.verify import Arithmetic, verify
+
+    if kind == "tensorrt" and compute == "bf16":
+        why = "nothing: no runtime here computes in bf16"
+        progress.note(f"The graph was compared with {why}.")
+        return {"against": why}
+    integers = quantized is not None and bool({"MatMulNBits", "DequantizeLinear"} & set(quantized.ops))
+    # ONNX Runtime multiplies in int8 where it fuses DequantizeLinear, unless it is told otherwise.
+    int8 = integers and (kind == "tensorrt" or target.accuracy_level == 4)  # noqa: PLR2004 - ORT's name for int8
+    progress.stage("comparing with the source", 1)
+    inputs: Inputs = {}
+    if source.quantized and kind != "genai":
+        inputs = integer_inputs(source, target) if kind == "onnx" else source.inputs
+    half: Arithmetic = "fp16" if kind == "tensorrt" and compute == "fp16" else "fp32"
+    found = verify(source, part, kind, arithmetic="int8" if int8 else half, inputs=inputs)
+    progress.advance()
+    for text in found.get("tokenizer_departs", []):
+        progress.note(f"WARNING. ORT-GenAI's tokenizer splits this otherwise than Hugging Face's: {text[:60]!r}")
+    return found
+
+
+def _compute(kind: Format, precision: str | None) -> Compute:
+    """The float type of what is not quantized."""
+    if kind != "tensorrt" and precision:
+        raise GreenError(f"--precision says nothing to {kind}.", "It is for --to tensorrt, edge-llm and gguf.")
+    if precision not in (None, "fp16", "bf16", "fp32"):
+        raise GreenError(f"TensorRT does not compute in {precision!r} here.", "Choose fp16, bf16, fp32.")
+    return precision or ("fp16" if kind == "tensorrt" else "fp32")  # type: ignore[return-value]
+
+
+def check_format(source: Checkpoint, to: str) -> Format:
+    """The format, if it can hold the model.
 
     Raises:
-        GreenError: they are not.
+        GreenError: there is no such format, or it has no place for this model.
     """
-    if task == "automatic-speech-recognition":
+    if to not in get_args(Format):
+        raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))}.")
+    if source.task == "automatic-speech-recognition":
         raise GreenError(
             "Transcribers are not exported yet.", "greenllm quantize makes them smaller; greenllm bench measures them."
         )
+    if to == "genai" and source.task != "text-generation":
+        raise GreenError(f"ORT-GenAI runs decoders; this model does {source.task}.", "Export it with --to onnx.")
+    if to == "tensorrt" and source.input == "pixel_values":
+        raise GreenError(f"TensorRT engines are made of models of text; this one does {source.task}.", "Use --to onnx.")
+    if to == "gguf":
+        from greenllm.export.gguf import architecture_of
+        from greenllm.export.gguf_tokenizer import read_tokenizer
 
-
-def _format(to: str, task: str) -> Format:
-    if to not in get_args(Format):
-        raise GreenError(f"No export format is called {to!r}.", f"Choose {' or '.join(get_args(Format))}.")
-    if to == "genai" and task != "text-generation":
-        raise GreenError(f"ORT-GenAI runs decoders; this model does {task}.", "Export it with --to onnx.")
+        architecture_of(source)
+        read_tokenizer(source.path)
     return to  # type: ignore[return-value]
 
 

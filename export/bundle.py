@@ -105,11 +105,18 @@ def bundle(
     progress = progress or Silent()
     given = model if isinstance(model, Artifact) else artifact.read(model)
     source = given.deployable
+    if source.kind == "edge-llm":
+        raise GreenError(
+            f"{given.path} holds 'edge-llm', which is its own bundle.",
+            "Copy it to the device as it is; there: ./build.sh, then ./run.sh.",
+        )
     if source.kind not in ("genai", "onnx"):
         raise GreenError(
             f"{given.path} holds {source.kind!r}: nothing that a device runs.",
             "Export it first: greenllm export CHECKPOINT -o OUT.",
         )
+    if (does := str(source.manifest.details.get("task", ""))).startswith("image-"):
+        raise GreenError(f"{given.path} does {does}; bundles are made of models of text.", "Copy the export itself.")
     found = load_target(target or str(source.manifest.details.get("target", "cpu")))
     final = archives.named(Path(out or f"{given.path.name}-bundle").absolute(), archive=archive)
     artifact.check_free(final, force=force) if not archives.is_archive(final) else archives.check_free(

@@ -1,11 +1,12 @@
-"""The two ways a quantized matrix is written into a graph.
+"""The ways a quantized matrix is written into a graph.
 
 ``nbits``: com.microsoft MatMulNBits and GatherBlockQuantized, the kernels of ONNX Runtime.
 ``qdq``: DequantizeLinear of opset 21 with blocks along the inputs, then MatMul: plain ONNX, which
-ONNX Runtime fuses to MatMulNBits when it loads and TensorRT reads when it is symmetric.
+ONNX Runtime fuses to MatMulNBits when it loads.
+``typed``: the same as TensorRT reads it: symmetric, in a graph of half precision, see :mod:`greenllm.export.typed`.
 
-Scales lie on disk as they were made, fp16 (fp32 from LLM.int8()); a Cast widens them, which the runtime
-does once, when it loads.
+In the first two, scales lie on disk as they were made, fp16 (fp32 from LLM.int8()); a Cast widens them, which the
+runtime does once, when it loads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from greenllm.export.graph import Writer
 from greenllm.older import older
 from greenllm.quantize.packed import Packed
 
-Form = Literal["nbits", "qdq"]
+Form = Literal["nbits", "qdq", "typed"]
 _TWO_BITS = (1, 27)  # the first ONNX Runtime with both kernels for them; MatMulNBits alone came with 1.24
 _SMALLEST, _LARGEST = 16, 256  # block sizes of ONNX Runtime's kernels, powers of two
 

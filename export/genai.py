@@ -19,6 +19,7 @@ import onnx
 
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export.device.run import EXACT
 from greenllm.export.last_position import cut_to_last_position
 from greenllm.export.quantized import Quantized, quantize_graph
 from greenllm.export.targets import Target
@@ -73,11 +74,14 @@ def write_genai(checkpoint: Checkpoint, out: Path, work: Path, target: Target, p
 
 
 def _finish(built: Path, runtime: str) -> None:
-    """Have the graph compute one position's logits, and say how wide its cache is, which the builder leaves open."""
+    """Have the graph compute one position's logits and say how wide its cache is, and its session sum exactly."""
     model = onnx.load(str(built / GRAPH), load_external_data=False)
     if not older(runtime, *LAST_POSITION):
         cut_to_last_position(model)
-    width = json.loads((built / CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
+    config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
+    width = config["model"]["decoder"]["head_size"]
+    config["model"]["decoder"]["session_options"] |= dict([EXACT])
+    (built / CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     for value in (*model.graph.input, *model.graph.output):
         if value.name.startswith(("past_key_values.", "present.")):
             value.type.tensor_type.shape.dim[3].dim_value = width

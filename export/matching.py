@@ -47,15 +47,20 @@ class Rows:
 
 
 class Library:
-    """All rows of the packed weights by hash; the weights themselves are read again when needed."""
+    """All rows of the packed weights by hash; the weights themselves are read again when needed.
 
-    def __init__(self, source: PackedSource) -> None:
+    Args:
+        source: has the weights.
+        dtype: to which the dequantized weights were rounded before they came into the graph.
+    """
+
+    def __init__(self, source: PackedSource, dtype: torch.dtype = torch.float32) -> None:
         self._source = source
         self.names: list[str] = []
         self._kinds: list[tuple[Any, ...]] = []
         hashes, linears, rows = [], [], []
         for name, packed in source.packed():
-            found = _packed_hashes(packed)
+            found = _packed_hashes(packed, dtype)
             hashes.append(found)
             linears.append(np.full(len(found), len(self.names)))
             rows.append(np.arange(len(found)))
@@ -108,12 +113,12 @@ class Library:
         return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
-def _packed_hashes(packed: Quantized) -> NDArray[np.uint64]:
+def _packed_hashes(packed: Quantized, dtype: torch.dtype) -> NDArray[np.uint64]:
     """Hashes of the dequantized rows, without holding all of them."""
     n, k = packed.shape
     step = max(1, _CHUNK // k)
-    parts = [_hashes(select(packed, torch.arange(i, min(n, i + step))).dequantize().numpy()) for i in range(0, n, step)]
-    return np.concatenate(parts)
+    parts = (select(packed, torch.arange(i, min(n, i + step))).dequantize() for i in range(0, n, step))
+    return np.concatenate([_hashes(rows.to(dtype).float().numpy()) for rows in parts])
 
 
 def _hashes(matrix: NDArray[np.float32]) -> NDArray[np.uint64]:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.fused import fuse_attention, keep_norms
 from greenllm.export.quantized import Quantized, quantize_graph
 from greenllm.export.targets import Target
+from greenllm.export.vision import vision, write_processor
 from greenllm.progress import Progress
 from greenllm.quantize.activations import Inputs
 from greenllm.quantize.run import quantizable
@@ -55,10 +56,12 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     """
     copy_side_files(checkpoint.path, out)
     write_config(out, checkpoint.config, None)
+    if checkpoint.task in IMAGES:
+        write_processor(checkpoint, out, progress)
     progress.stage("exporting the graph", 1)
     path = (work if checkpoint.quantized else out) / GRAPH
     path.parent.mkdir(parents=True, exist_ok=True)
-    _export(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
+    export_graph(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
     progress.advance()
     if not checkpoint.quantized:
         return None
@@ -81,12 +84,29 @@ def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
     return dict.fromkeys(quantizable(checkpoint)[0])
 
 
-def _export(checkpoint: Checkpoint, path: Path, *, fused: bool) -> None:
+def export_graph(
+    checkpoint: Checkpoint, path: Path, *, fused: bool = False, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the dense graph.
+
+    Args:
+        checkpoint: dense or packed.
+        path: the ``.onnx`` file to make; its data lie beside it.
+        fused: with ONNX Runtime's own attention.
+        dtype: of weights and activations; what the model itself computes in float32 stays so, and so do its buffers.
+
+    Raises:
+        GreenError: torch cannot export the model.
+    """
     model = checkpoint.load_model()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     fused = fused and fuse_attention(model)
     wrapper: nn.Module
     if checkpoint.task == GENERATION:
         wrapper, example, (inputs, outputs) = _decoder(model)
+    elif checkpoint.task in IMAGES:
+        wrapper, example, (inputs, outputs) = vision(checkpoint, model)
     else:
         wrapper, example, (inputs, outputs) = _encoder(model)
     try:
@@ -166,6 +186,8 @@ def _encoder(model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Nam
 
 def _dynamic(name: str) -> dict[int, Any]:
     auto = torch.export.Dim.DYNAMIC
+    if name == "pixel_values":
+        return {0: auto}
     return {0: auto, 2: auto} if name.startswith("past_key_values") else {0: auto, 1: auto}
 
 

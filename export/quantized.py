@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+import torch
 from onnx import NodeProto, helper
 
 from greenllm.errors import GreenError
@@ -18,6 +18,7 @@ from greenllm.export.graph import Weights, Writer
 from greenllm.export.int8 import Int8
 from greenllm.export.matching import Library, PackedSource, Rows
 from greenllm.export.rotary import replace_tables
+from greenllm.export.typed import typed
 from greenllm.export.uses import Use, find_uses
 from greenllm.progress import Progress, Silent
 from greenllm.quantize.activations import Inputs
@@ -53,6 +54,7 @@ def quantize_graph(
     form: Form,
     accuracy_level: int,
     inputs: Inputs | None = None,
+    dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Quantized:
     """Copy a dense graph with its packed weights in integers.
@@ -64,17 +66,18 @@ def quantize_graph(
         form: see :mod:`greenllm.export.forms`.
         accuracy_level: of MatMulNBits: 4 computes with int8 activations, 0 with float32.
         inputs: packed linears whose inputs become integers too; they take :mod:`greenllm.export.int8`.
+        dtype: of the dense graph.
         progress: advanced by 1 in total.
 
     Raises:
         GreenError: a packed weight is not in the graph, or is used in a way no quantized operator has.
     """
     progress = progress or Silent()
-    library = Library(checkpoint)
+    library = Library(checkpoint, dtype)
     weights = Weights(source)
     uses = find_uses(weights)
     with Writer(out) as writer:
-        rewrite = _Rewrite(weights, writer, library, form, accuracy_level, inputs or {})
+        rewrite = _Rewrite(weights, writer, library, form, accuracy_level, inputs or {}, dtype)
         for name, found in uses.items():
             rewrite.matrix(name, found)
             progress.advance(1 / len(uses))
@@ -92,10 +95,11 @@ class _Rewrite:
     """The pass's state: new nodes by the id of the old one that they stand for."""
 
     def __init__(
-        self, weights: Weights, writer: Writer, library: Library, form: Form, accuracy_level: int, inputs: Inputs
+        self, weights: Weights, writer: Writer, library: Library, form: Form, accuracy_level: int, inputs: Inputs,
+        dtype: torch.dtype,
     ) -> None:  # fmt: skip
         self.weights, self.writer, self.library = weights, writer, library
-        self.form, self.accuracy_level, self.inputs = form, accuracy_level, inputs
+        self.form, self.accuracy_level, self.inputs, self.dtype = form, accuracy_level, inputs, dtype
         self.nodes = list(weights.model.graph.node)  # held: an id lasts as long as its object
         self.replaced: dict[int, list[NodeProto]] = {}
         self.gone: set[str] = set()
@@ -107,12 +111,17 @@ class _Rewrite:
     def matrix(self, name: str, uses: list[Use]) -> None:
         """Replace one initializer if it is made of packed rows."""
         turned = uses[0].turned
-        values: NDArray[np.float32] = self.weights.array(name)
+        values = self.weights.array(name).astype(np.float32, copy=False)
         found = self.library.find(values.T if turned else values, name=name)
         if found is None:
             return
         if any(u.turned != turned for u in uses) or len(uses) != self._readers(name, uses):
             raise GreenError(f"The exported graph uses the weight {name} in a way no quantized operator has.")
+        gathered = [u for u in uses if u.node.op_type == "Gather"]
+        if self.form == "typed" and gathered:  # an embedding stays as it is: see export.typed
+            uses = [u for u in uses if u not in gathered]
+            if not uses:
+                return
         runs = self.library.split(found)
         # A MatMul first: it decides how a matrix is kept that an embedding shares.
         gathers = any(u.node.op_type == "Gather" for u in uses)
@@ -127,7 +136,8 @@ class _Rewrite:
             self.expected.update(n.op_type for n in self.replaced[id(use.node)])
             if use.via is not None:
                 self.replaced[id(use.via)] = []
-        self.gone.add(name)
+        if self.form != "typed" or not gathered:
+            self.gone.add(name)
 
     def finish(self) -> None:
         """Copy what stayed dense and write the graph."""
@@ -151,11 +161,14 @@ class _Rewrite:
     def _store(self, name: str, run: Rows, *, columns: bool) -> Stored:
         packed = self.library.gather(run)
         self.bits.append(packed.bits)
+        module = self.library.names[int(run.linears[0])]  # rows of one matrix share their inputs
+        grid, rounds = self.inputs.get(module), module in self.inputs
+        if self.form == "typed":
+            return typed(self.writer, name, packed, self.dtype, grid=grid, rounds=rounds)
         if isinstance(packed, Blockwise):
             return Bnb4(self.writer, name, packed)
-        module = self.library.names[int(run.linears[0])]  # rows of one matrix share their inputs
-        if module in self.inputs:
-            return Int8(self.writer, name, packed, self.inputs[module])
+        if rounds:
+            return Int8(self.writer, name, packed, grid)
         if self.form == "nbits":
             return NBits(self.writer, name, packed, self.accuracy_level)
         return Qdq(self.writer, name, packed, columns=columns)

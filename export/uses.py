@@ -8,6 +8,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from greenllm.export.graph import Weights
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
 
 @dataclass
 class Use:
@@ -30,7 +32,7 @@ def find_uses(weights: Weights) -> dict[str, list[Use]]:
     matrices = {
         n
         for n, t in weights.by_name.items()
-        if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT  # noqa: PLR2004
+        if len(t.dims) == 2 and t.data_type in _FLOATS  # noqa: PLR2004
     }
     vias = {n.output[0]: n for n in graph.node if n.op_type == "Transpose" and n.input[0] in matrices}
     found: dict[str, list[Use]] = {}

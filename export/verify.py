@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from greenllm import pages
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export.int8 import int8_rows
 from greenllm.export.last_position import FIRST
 from greenllm.export.tokenizer import ENGLISH, departing_texts
+from greenllm.images import answer_of, pictures
 from greenllm.quantize.activations import InputGrid, Inputs, dynamic_round
+from greenllm.quantize.linear import set_weight
+from greenllm.quantize.packed import Packed
 
 _TOKENS, _STEPS = 48, 4
+_PICTURES = 3
+Arithmetic = Literal["fp32", "fp16", "int8"]
 # Largest mean KL divergence (nats a token) or relative error that the arithmetic explains: fp32 sums in another
-# order, or activations rounded to int8.
-_LIMITS = {"fp32": 1e-6, "int8": 0.05}
-_RELATIVE = {"fp32": 1e-3, "int8": 0.15}
+# order, half precision, or activations rounded to int8.
+_LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05}
+_RELATIVE = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.15}
 # How much larger than that of torch with inputs rounded alike the error of a W8A8 graph may be. Sums in another order
 # put a code here and there one higher, so that after some layers the two errors are unlike but equally large.
 _ALIKE = 1.25
-_SLACK = {"fp32": 1e-3, "int8": 0.5}  # in logits, between two runs of one graph
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_SLACK = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # in logits, between two runs of one graph
 
 
 def verify(
-    checkpoint: Checkpoint, path: Path, kind: str, *, int8: bool, inputs: Inputs | None = None
+    checkpoint: Checkpoint, path: Path, kind: str, *, arithmetic: Arithmetic, inputs: Inputs | None = None
 ) -> dict[str, Any]:
-    """Prefill, then decode with the cache, on a fixed token sequence; compare with torch in fp32.
+    """Prefill, then decode with the cache, on a fixed token sequence, or see pictures; compare with torch in fp32.
 
     Args:
         checkpoint: the source; its packed weights are dequantized.
         path: the exported directory.
-        kind: "genai" or "onnx".
-        int8: whether the runtime multiplies in int8, which makes a little noise.
+        kind: "genai", "onnx" or "tensorrt".
+        arithmetic: of the runtime; less than float32 makes a little noise.
         inputs: linears whose inputs the graph itself rounds to integers; its error is then held to the error of
-            torch with inputs that are rounded alike.
+            torch with inputs and weights that are rounded alike.
 
     Returns:
         Figures for the manifest: largest relative error, and for a language model mean KL divergence and top-1
@@ -47,8 +54,7 @@ def verify(
     Raises:
         GreenError: it does not load, gives no numbers, or departs from its source.
     """
-    arithmetic = "int8" if int8 else "fp32"
-    ids, text = _tokens(checkpoint)
+    ids, text = _seen(checkpoint)
     want = _torch(checkpoint, ids)
     pages.give_back()
     got = _graph(checkpoint, path, ids)
@@ -61,7 +67,7 @@ def verify(
     found: dict[str, Any] = {
         "against": "torch fp32",
         "input": text,
-        "tokens": len(want),
+        "pictures" if checkpoint.task in IMAGES else "tokens": len(want),
         "max_relative_error": relative,
     }
     if departs:
@@ -78,7 +84,9 @@ def verify(
     else:
         bad = relative > _RELATIVE[arithmetic]
     if inputs:
-        bad = found["error"] > _ALIKE * found["error_of_rounding"] + _RELATIVE["fp32"]
+        bad = (
+            found["error"] > _ALIKE * found["error_of_rounding"] + _RELATIVE["fp16" if arithmetic == "fp16" else "fp32"]
+        )
     if bad:
         shown = ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float))
         raise GreenError(
@@ -87,8 +95,10 @@ def verify(
     return found
 
 
-def _tokens(checkpoint: Checkpoint) -> tuple[NDArray[np.int64], str]:
-    """Token ids [T] of real text where there is a tokenizer, any tokens else; and which it is."""
+def _seen(checkpoint: Checkpoint) -> tuple[NDArray[Any], str]:
+    """Token ids [T] of real text where there is a tokenizer, any tokens else, or pixels; and which it is."""
+    if checkpoint.task in IMAGES:
+        return pictures(_PICTURES, checkpoint.image_shape, seed=1), "noise that falls as 1/f, as in photographs"
     from transformers import AutoTokenizer
 
     try:
@@ -102,25 +112,37 @@ def _tokens(checkpoint: Checkpoint) -> tuple[NDArray[np.int64], str]:
 
 
 @torch.no_grad()
-def _torch(checkpoint: Checkpoint, ids: NDArray[np.int64], inputs: Inputs | None = None) -> NDArray[np.float32]:
-    """What the source gives in float32; with ``inputs`` rounded to integers where there are any."""
+def _torch(checkpoint: Checkpoint, ids: NDArray[Any], inputs: Inputs | None = None) -> NDArray[np.float32]:
+    """What the source gives in float32; where there are ``inputs``, with them and their weights as integers."""
     model = checkpoint.load_model()
     # the graph of a decoder is run in steps, and finds its grids in each of them
-    cuts = [len(ids) - _STEPS, *[1] * _STEPS] if checkpoint.task == GENERATION else [len(ids)]
+    cuts = [len(ids) - _STEPS, *[1] * _STEPS]
 
     def rounding(grid: InputGrid | None) -> Any:
         one = dynamic_round if grid is None else grid.round
+        if checkpoint.task != GENERATION:
+            return lambda _, args: (one(args[0]),)
         return lambda _, args: (torch.cat([one(x) for x in args[0].split(cuts, dim=-2)], dim=-2),)
 
     for name, grid in (inputs or {}).items():
         model.get_submodule(name).register_forward_pre_hook(rounding(grid))
+    for name, packed in checkpoint.packed() if inputs else ():
+        if name in (inputs or {}) and isinstance(packed, Packed):
+            codes, scales = int8_rows(packed)  # groups of a row share a scale in the graph
+            set_weight(model.get_submodule(name), torch.from_numpy(codes * scales[:, None]))
+    if checkpoint.task in IMAGES:
+        seen: NDArray[np.float32] = answer_of(model(pixel_values=torch.from_numpy(ids)))[1].numpy()
+        return seen
     found: NDArray[np.float32] = model(input_ids=torch.from_numpy(ids)[None])[0][0].float().numpy()
     return found
 
 
-def _graph(checkpoint: Checkpoint, path: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def _graph(checkpoint: Checkpoint, path: Path, ids: NDArray[Any]) -> NDArray[np.float32]:
     """What the exported graph itself gives, in ONNX Runtime."""
     session = _session(path)
+    if checkpoint.task in IMAGES:
+        seen: NDArray[np.float32] = session.run(None, {checkpoint.input: ids})[0]
+        return seen
     return _decode(session, ids, _head_width(checkpoint)) if checkpoint.task == GENERATION else _encode(session, ids)
 
 
@@ -180,7 +202,7 @@ def _session(path: Path) -> Any:
 def _decode(session: Any, ids: NDArray[np.int64], width: int) -> NDArray[np.float32]:
     """Logits [T, V]: a prefill of all but the last tokens, then those one by one through the cache."""
     cache = [i for i in session.get_inputs() if i.name.startswith("past_key_values")]
-    past = {i.name: np.zeros((1, i.shape[1], 0, width), np.float32) for i in cache}
+    past = {i.name: np.zeros((1, i.shape[1], 0, width), _TYPES[i.type]) for i in cache}
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
     cut = len(ids) - _STEPS
@@ -206,7 +228,7 @@ def _encode(session: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         "token_type_ids": np.zeros_like(ids)[None],
     }
     found: NDArray[np.float32] = session.run(None, {i.name: feed[i.name] for i in session.get_inputs()})[0][0]
-    return found
+    return found.astype(np.float32)
 
 
 def _kl(want: NDArray[np.float32], got: NDArray[np.float32]) -> float:

@@ -24,10 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from greenllm.errors import GreenError
 
 MANIFEST = "greenllm.json"
-Kind = Literal["checkpoint", "onnx", "genai", "model"]
+Kind = Literal["checkpoint", "onnx", "genai", "tensorrt", "edge-llm", "gguf", "model"]
 TRACKED = (
     "greenllm", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime",
-    "onnxruntime-genai", "codecarbon", "numpy",
+    "onnxruntime-genai", "codecarbon", "numpy", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ class Artifact:
 
     @property
     def kind(self) -> Kind:
-        """What the directory holds: checkpoint, onnx, genai, or model (all of them and a report)."""
+        """What the directory holds: a checkpoint, a format of export, or model (checkpoint, export and report)."""
         return self.manifest.kind
 
     @property
@@ -306,6 +306,30 @@ def inside(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise GreenError(f"A manifest names {name!r}, which is outside its directory; it is not read.")
     return name
+
+
+def placed(folder: Path, name: object, where: str, kind: str = "image") -> Path:
+    """The file ``name`` below ``folder``.
+
+    Args:
+        folder: of the file that names it.
+        name: a relative path, as it was read.
+        where: file and line, for the error.
+        kind: what it is, for the error.
+
+    Raises:
+        GreenError: it is no text, leaves the folder, or is not there.
+    """
+    try:
+        file = folder / inside(name if isinstance(name, str) else "")
+        below = file.resolve().is_relative_to(folder.resolve())
+    except (GreenError, ValueError, OSError, RuntimeError):  # a NUL, a name too long, a ring of links
+        below = False
+    if not below:
+        raise GreenError(f"{where}: the {kind} {name!r} is no path below {folder}.", "Paths begin there.")
+    if not file.is_file():
+        raise GreenError(f"{where}: there is no {kind} {file}.", f"Paths begin at {folder}.")
+    return file
 
 
 def _first_error(error: Exception) -> str:

@@ -10,25 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm import artifact, images
+from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
 
+Batch = dict[str, Tensor]  # what a model is called with
 _CACHE = 200 << 20  # bytes of keys and values while the model speaks
 _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "prompt")
 
 
 def samples(
     checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None
-) -> Tensor:
-    """Token ids for calibration, int64 [count, length], no padding.
+) -> Any:
+    """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
+
+    A transcriber's are batches of its inputs, one a clip; see :func:`greenllm.hearing.samples`.
 
     Args:
         checkpoint: whose tokenizer (and, for "self", whose own words) are used.
-        source: "self", a ``.txt`` or ``.jsonl`` file, or a hub data set id.
+        source: "self", a ``.txt`` or ``.jsonl`` file, or a hub data set id; of images a ``.jsonl`` of their paths.
         count: number of samples.
         length: tokens in each.
         seed: of sampling ("self") or of the choice of windows (text).
@@ -37,6 +42,12 @@ def samples(
     Raises:
         GreenError: the file is empty or unreadable, a row is bad, or there is too little text.
     """
+    if checkpoint.task in IMAGES:
+        return _images(checkpoint, source, count, seed)
+    if checkpoint.task == SPEECH:
+        from greenllm import hearing
+
+        return hearing.samples(checkpoint, source, count, progress or Silent())
     if source == "self":
         return own_samples(checkpoint, count, length, seed, progress or Silent())
     from transformers import AutoTokenizer
@@ -50,6 +61,32 @@ def samples(
         )
     starts = torch.randperm(len(tokens) // length, generator=torch.Generator().manual_seed(seed))[:count]
     return torch.stack([tokens[s * length : (s + 1) * length] for s in starts.tolist()])
+
+
+def _images(checkpoint: Checkpoint, source: str, count: int, seed: int) -> Tensor:
+    files = list(_image_files(source))
+    if len(files) < count:
+        raise GreenError(f"{source} has {len(files)} images; {count} are asked for.", "Give more, or fewer --samples.")
+    chosen = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]
+    processor = images.Processor(checkpoint.path)
+    found = torch.from_numpy(images.read([files[i] for i in chosen.tolist()], processor))
+    if tuple(found.shape[1:]) != checkpoint.image_shape:
+        raise GreenError(
+            f"{processor.file} makes pixels of {tuple(found.shape[1:])}; the model takes {checkpoint.image_shape}."
+        )
+    return found
+
+
+def _image_files(source: str) -> Iterator[Path]:
+    """The images of a ``.jsonl`` file, by the key "image"."""
+    path = Path(source).expanduser()
+    if path.suffix != ".jsonl":
+        raise GreenError(
+            f"A vision encoder cannot be calibrated by {source!r}: it makes no images of its own, and reads no text.",
+            'Give --calibration images.jsonl with rows {"image": "path.jpg"}; the recipe int8 needs no data.',
+        )
+    for n, row in _rows(path):
+        yield artifact.placed(path.parent, row.get("image"), f"{path}, line {n}")
 
 
 def tokens_of(tokenizer: Any, source: str, need: int) -> Tensor:
@@ -131,20 +168,51 @@ def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
     return Estimate(2 + length * -(-count // rows) * step, peak)
 
 
-def check_source(source: str) -> None:
-    """Refuse a calibration file that is missing, empty or not text, before anything long begins.
+def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
+    """Refuse a calibration file that is missing, empty or not what the model takes, before anything long begins.
 
     Raises:
         GreenError: see :func:`samples`; a hub data set is looked at when it is read.
     """
-    if source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
+    if checkpoint is not None and checkpoint.task in IMAGES:
+        for file in itertools.islice(_image_files(source), 1):
+            images.opened(file)
+    elif checkpoint is not None and checkpoint.task == SPEECH:
+        from greenllm import hearing
+
+        hearing.clips(source, 1)
+    elif source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
         next(iter(texts(source)))
 
 
-def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
+def save(samples: Tensor | list[Batch], file: Path) -> None:
+    """Keep samples for a run that goes on."""
+    if isinstance(samples, list):
+        save_file({f"{i:05d}.{k}": t.contiguous() for i, b in enumerate(samples) for k, t in b.items()}, file)
+    else:
+        save_file({"input_ids": samples.contiguous()}, file)
+
+
+def load(file: Path) -> Any:
+    """What :func:`save` kept."""
+    stored, found = load_file(file), dict[str, Batch]()
+    if "input_ids" in stored:
+        return stored["input_ids"]
+    for name in sorted(stored):
+        number, _, key = name.partition(".")
+        found.setdefault(number, {})[key] = stored[name]
+    return list(found.values())
+
+
+def describe(source: str, ids: Tensor | list[Batch], seed: int) -> dict[str, Any]:
     """What the manifest says of the samples."""
+    if isinstance(ids, list):
+        from greenllm import hearing
+
+        return hearing.describe(source, ids, seed)
     digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
-    return {"source": source, "samples": ids.shape[0], "length": ids.shape[1], "seed": seed, "sha256": digest}
+    size: dict[str, Any] = {"length": ids.shape[1]} if ids.dim() == 2 else {"shape": list(ids.shape[1:])}  # noqa: PLR2004
+    return {"source": source, "samples": ids.shape[0], **size, "seed": seed, "sha256": digest}
 
 
 def translate(ids: Tensor, source: Checkpoint, to: Checkpoint) -> Tensor:
@@ -178,6 +246,12 @@ def texts(source: str) -> Iterator[str]:
 
 
 def _from_file(path: Path) -> Iterator[str]:
+    if path.suffix == ".txt":
+        return iter([_content(path)])
+    return (_row(path, n, row) for n, row in _rows(path))
+
+
+def _content(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as e:
@@ -186,17 +260,23 @@ def _from_file(path: Path) -> Iterator[str]:
         raise GreenError(f"{path} cannot be read as UTF-8 text: {e}.", "Check --calibration.") from e
     if not text.strip():
         raise GreenError(f"{path} has nothing in it.", "Give text with --calibration, or --calibration self.")
-    if path.suffix == ".txt":
-        return iter([text])
-    return (_row(path, n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+    return text
 
 
-def _row(path: Path, n: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as e:
-        raise GreenError(f"{path}, line {n}: not JSON.", "Each line is one JSON object with a text.") from e
-    if not isinstance(row, dict) or not any(isinstance(row.get(f), str) for f in _TEXT_FIELDS):
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a ``.jsonl`` file."""
+    for n, line in enumerate(_content(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise GreenError(f"{path}, line {n}: not JSON.", "Each line is one JSON object with a text.") from e
+        yield n, row if isinstance(row, dict) else {}
+
+
+def _row(path: Path, n: int, row: dict[str, Any]) -> str:
+    if not any(isinstance(row.get(f), str) for f in _TEXT_FIELDS):
         raise GreenError(f"{path}, line {n}: no text in it.", f"One of these keys holds it: {', '.join(_TEXT_FIELDS)}.")
     parts = [row[f] for f in (*_TEXT_FIELDS, "input", "output", "answer") if isinstance(row.get(f), str)]
     return "\n".join(p for p in parts if p)

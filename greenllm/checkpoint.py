@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
+IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
 SPEECH = "automatic-speech-recognition"
+_INPUTS = {**dict.fromkeys(IMAGES, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -48,7 +50,7 @@ class Checkpoint:
         path: the directory.
         parents: provenance, from the nearest to the source.
         config: transformers' configuration, without ``quantization_config``.
-        task: "text-generation", "feature-extraction", "text-classification" or "automatic-speech-recognition".
+        task: "text-generation", "feature-extraction", "text-classification", :data:`SPEECH` or one of :data:`IMAGES`.
         tied: whether head and embedding are one matrix.
     """
 
@@ -78,6 +80,18 @@ class Checkpoint:
         """
         return activations.read(self.quantization)
 
+    @property
+    def input(self) -> str:
+        """What the model is called with: "input_ids", "pixel_values" or "input_values"."""
+        return _INPUTS.get(self.task, "input_ids")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the pixels that a vision encoder takes."""
+        size = self.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.config.num_channels), int(height), int(width)
+
     @functools.cached_property
     def parameters(self) -> int:
         """Number of weights of the dense model, tied ones counted once."""
@@ -99,6 +113,11 @@ class Checkpoint:
                 model = _auto_class(self.task).from_config(copy.deepcopy(config or self.config), dtype=torch.float32)
         except (ValueError, KeyError, AttributeError, TypeError) as e:
             raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
+        if self.task in IMAGES and any("running_mean" in n for n, _ in model.named_buffers()):
+            raise GreenError(
+                f"{self.path}: {type(model).__name__} has batch normalization; such networks are not supported yet.",
+                "Vision encoders without it are: ViT, DeiT and their like.",
+            )
         if self.tied:
             model.tie_weights()
         return model.eval()
@@ -204,6 +223,8 @@ class Checkpoint:
     def _roles(self) -> tuple[str, str]:
         """Module names of the input embedding and the head, "" where there is none."""
         model = self.skeleton()
+        if self.task in IMAGES:  # patches are embedded by a convolution, and a classifier is small: both stay
+            return "", ""
         names = {id(m): n for n, m in model.named_modules()}
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         return names.get(id(embedding), ""), names.get(id(head), "") if head is not None else ""
@@ -233,13 +254,24 @@ class Checkpoint:
 
     def _stored(self, name: str) -> str | None:
         """The checkpoint's key of a parameter: as it is, or under another prefix or an old name."""
-        prefix = _auto_class(self.task)._model_mapping[type(self.config)].base_model_prefix  # noqa: SLF001
+        prefix = _class(self.task, self.config).base_model_prefix
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         for candidate in (name, old):
             for key in (candidate, f"{prefix}.{candidate}", candidate.removeprefix(f"{prefix}.")):
                 if key in self._where:
                     return key
-        return None
+        return self._renamed.get(name)
+
+    @functools.cached_property
+    def _renamed(self) -> dict[str, str]:
+        """Keys of the checkpoint by the names that the installed transformers gives them when it reads them."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        model = self.skeleton()
+        rules = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
+        there, prefix = model.state_dict(), model.base_model_prefix
+        return {rename_source_key(k, rules, [], prefix, there)[0]: k for k in self._where}
 
     def _read(self, key: str) -> Tensor:
         file = self._where[key]
@@ -325,14 +357,17 @@ def _task(config: PretrainedConfig) -> str:
     from transformers.models.auto import modeling_auto as auto
 
     name = (getattr(config, "architectures", None) or [""])[0]
-    if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return GENERATION
-    if name in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
-        return CLASSIFICATION
-    if name in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values():
-        return SPEECH
+    heads = {
+        GENERATION: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        CLASSIFICATION: auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        IMAGE_CLASSES: auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        SPEECH: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    }
+    for task, known in heads.items():
+        if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
+            return task
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
-        return FEATURES
+        return IMAGE_FEATURES if _class(FEATURES, config).main_input_name == "pixel_values" else FEATURES
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 
 
@@ -341,8 +376,14 @@ def _auto_class(task: str) -> Any:
 
     return {
         GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
-        FEATURES: t.AutoModel, SPEECH: t.AutoModelForSpeechSeq2Seq,
-    }[task]  # fmt: skip
+        IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
+    }.get(task, t.AutoModel)  # fmt: skip
+
+
+def _class(task: str, config: PretrainedConfig) -> Any:
+    """The class that transformers has for a model, or the first of several that are alike but for their heads."""
+    found = _auto_class(task)._model_mapping[type(config)]  # noqa: SLF001
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _keys(file: Path) -> list[str]:

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from greenllm import __version__
-from greenllm.errors import GreenError
+from greenllm.ask import chat, run, serve
+from greenllm.errors import GreenError, Interrupted
+from greenllm.show_targets import targets
 
 app = typer.Typer(
     name="greenllm",
@@ -32,7 +34,14 @@ ModelArg = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="directory to make; default: from the model's name")
 ]
+ToOption = Annotated[
+    str | None, typer.Option(help="genai, onnx, tensorrt, edge-llm or gguf; default: what the target runs best")
+]
 TargetOption = Annotated[str, typer.Option(help="what it will run on; `greenllm targets` lists them")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="tokens to hold, prompt and answer; default: 2048 or the model's own fewer"),
+]
 CountryOption = Annotated[
     str | None, typer.Option(help="ISO code of the electricity grid, for gCO2e (DEU, FRA, USA, CHN …)")
 ]
@@ -59,7 +68,9 @@ EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long t
 def compress(
     model: ModelArg,
     out: OutOption = None,
+    to: ToOption = None,
     target: TargetOption = "cpu",
+    context: ContextOption = None,
     recipe: Annotated[
         str | None, typer.Option(help="built-in name or YAML file; default: int4, or mixed where there is a budget")
     ] = None,
@@ -95,10 +106,10 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size, context=context)
     out = out or default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
-    say_plan(console, todo, out, bench=bench)
+    say_plan(console, todo, out, bench=bench and todo.runs_here)
     options = {"text": text, "pairs": pairs, "tasks": task or [], "limit": limit, "effort": effort, "threads": threads,
                "require": require or []}  # fmt: skip
     with Bars(console) as bars:
@@ -107,7 +118,7 @@ def compress(
             max_loss=max_loss, on_loss=on_loss, force=force, progress=bars,
         )  # fmt: skip
     say_result(screen, done)
-    if bench:
+    if bench and todo.runs_here:
         enforce(results_of(done).requirements, strict=strict)
 
 
@@ -115,8 +126,19 @@ def compress(
 def export(
     checkpoint: ModelArg,
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
-    to: Annotated[str | None, typer.Option(help="genai or onnx; default: what the target runs best")] = None,
+    to: ToOption = None,
     target: TargetOption = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="tensorrt: fp16, bf16 or fp32; gguf: f32, f16, q8_0 or q4_0; edge-llm: int4, int8 or fp16; "
+            "default: half, but for edge-llm int4"
+        ),
+    ] = None,
+    context: ContextOption = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="edge-llm: self, a .txt or .jsonl file, or a hub data set; default self")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -124,7 +146,10 @@ def export(
     from greenllm.screen import Bars
 
     with Bars(console) as bars:
-        done = room(checkpoint, out, to=to, target=target, force=force, progress=bars)
+        done = room(
+            checkpoint, out, to=to, target=target, precision=precision, context=context, calibration=calibration,
+            force=force, progress=bars,
+        )  # fmt: skip
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 
 
@@ -138,7 +163,9 @@ def bench(
     country: CountryOption = None,
     region: Annotated[str | None, typer.Option(help="state, province or bidding zone of that country")] = None,
     intensity: Annotated[float | None, typer.Option(help="gCO2e per kWh that you know, instead of a country's")] = None,
-    embodied: Annotated[float | None, typer.Option(help="kgCO2e of making this machine, with --lifetime")] = None,
+    embodied: Annotated[
+        str | None, typer.Option(help="kgCO2e of making this machine, or a target whose file says it; with --lifetime")
+    ] = None,
     lifetime: Annotated[float | None, typer.Option(help="years that it serves")] = None,
     meter: Annotated[
         str | None, typer.Option(help="rapl, nvml, ina3221, codecarbon or a sum such as rapl+nvml; default: the best")
@@ -152,6 +179,12 @@ def bench(
     length: Annotated[
         list[int] | None, typer.Option(help="a further prompt length to time; may be given again")
     ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="so many queries at once, timed besides; may be given again")
+    ] = None,
+    loads: Annotated[
+        int | None, typer.Option(min=0, help="rounds of loads, cold and warm; default: none; full: 5")
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="find the block where a graph departs from its source")
     ] = False,
@@ -164,6 +197,7 @@ def bench(
     """Compare models: quality, speed, memory, energy and gCO2e, each with its certainty."""
     from greenllm import bench as room
     from greenllm.bench.require import enforce
+    from greenllm.export.targets import embodied_of
     from greenllm.screen import Bars, say_results
 
     country = country if intensity is not None else ask_country(country)
@@ -177,11 +211,13 @@ def bench(
             chat=chat,
             bisect=bisect,
             lengths=length or [],
+            batches=batch or [],
+            loads=loads,
             limit=limit,
             country=country,
             region=region,
             intensity=intensity,
-            embodied=embodied,
+            embodied=embodied_of(embodied),
             lifetime=lifetime,
             meter=meter,
             require=require or [],
@@ -225,22 +261,8 @@ def report(
         screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
 
 
-@app.command()
-def run(
-    model: Annotated[str, typer.Argument(help="what compress or export made", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help="what to ask", show_default=False)],
-    max_tokens: Annotated[int, typer.Option(min=1, help="length of the answer at most")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token")] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="no chat template around the prompt")] = False,
-    threads: ThreadsOption = None,
-) -> None:
-    """Stream an answer from a compressed model."""
-    from greenllm.generate import stream
-
-    for piece in stream(model, prompt, max_tokens=max_tokens, temperature=temperature, raw=raw, threads=threads):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+for each in (run, chat, serve):
+    app.command()(each)
 
 
 @app.command()
@@ -259,13 +281,7 @@ def recipes(
         screen.print(f"[bold]{each:8}[/] {recipe.load(each).description}")
 
 
-@app.command()
-def targets() -> None:
-    """List what can be compressed for."""
-    from greenllm.export.targets import load_target, target_names
-
-    for each in target_names():
-        screen.print(f"[bold]{each:16}[/] {load_target(each).description}")
+app.command()(targets)
 
 
 @app.command()
@@ -312,10 +328,6 @@ def set_threads(threads: int | None) -> None:
 
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-
-
-class Interrupted(GreenError):  # noqa: N818 - it is no error
-    """Ctrl-C, in a form that no library between here and there swallows."""
 
 
 def _interrupted(_signal: int, _frame: object) -> NoReturn:

@@ -25,6 +25,7 @@ _PACKAGES = (
     ("datasets", "calibration from the hub", "greenllm[compress]"),
     ("bitsandbytes", "write NF4, FP4 and LLM.int8()", "greenllm[bnb]"),
     ("peft", "distil with adapters", "greenllm[distill]"),
+    ("tensorrt-rtx", "build engines for NVIDIA GPUs", "greenllm[tensorrt]"),
     ("lm-eval", "bench on its tasks", "greenllm[eval]"),
     ("llama-cpp-python", "bench .gguf files", "greenllm[peers]"),
     ("openvino", "bench OpenVINO models", "greenllm[peers]"),
@@ -83,8 +84,10 @@ def _targets() -> list[Finding]:
     found = []
     for name in target_names():
         target = load_target(name)
-        runs = target.isa in (None, here)
-        text = f"{'can' if can_make else 'cannot'} be made here, {'runs here' if runs else f'runs on {target.isa}'}"
+        gpu = f", a GPU of compute capability {target.compute_capability}" if target.compute_capability else ""
+        runs = target.isa in (None, here) and not gpu
+        where = "runs here" if runs else f"runs on {target.isa}{gpu}"
+        text = f"{'can' if can_make else 'cannot'} be made here, {where}"
         found.append(Finding("targets", name, can_make, text, "" if can_make else 'pip install "greenllm[compress]"'))
     return found
 

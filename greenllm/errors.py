@@ -1,4 +1,4 @@
-"""The one exception that is shown to people without a traceback."""
+"""Exceptions that are shown to people without a traceback."""
 
 from __future__ import annotations
 
@@ -15,3 +15,7 @@ class GreenError(Exception):
         super().__init__(what if not fix else f"{what}\n{fix}")
         self.what = what
         self.fix = fix
+
+
+class Interrupted(GreenError):  # noqa: N818 - it is no error
+    """Ctrl-C, in a form that no library between here and there swallows."""

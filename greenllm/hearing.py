@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import audio
@@ -28,7 +27,7 @@ def clips(source: str, count: int) -> list[Path]:
         GreenError: see :func:`greenllm.bench.tasks.read`; or it holds no clips.
     """
     items = read(source, count).items if source != "self" else []
-    found = [i.audio for i in items if isinstance(i, Utterance)]
+    found = [i.file for i in items if isinstance(i, Utterance)]
     if not found:
         raise GreenError(
             f"Calibration {source!r} has no clips, and a transcriber has to hear some.",
@@ -73,20 +72,8 @@ def describe(source: str, batches: list[Batch], seed: int) -> dict[str, Any]:
     """What the manifest says of the samples; ``length`` is the mean one in tokens."""
     digest = hashlib.sha256()
     for batch in batches:
-        for tensor in batch.values():
+        for _, tensor in sorted(batch.items()):
             digest.update(tensor.contiguous().numpy().tobytes())
     tokens = sum(b["decoder_input_ids"].shape[1] for b in batches)
     return {"source": source, "samples": len(batches), "length": round(tokens / len(batches)), "seed": seed,
             "sha256": digest.hexdigest()}  # fmt: skip
-
-
-def save(batches: list[Batch], file: Path) -> None:
-    """Keep them for a run that goes on."""
-    save_file({f"{i:05d}.{k}": t.contiguous() for i, b in enumerate(batches) for k, t in b.items()}, file)
-
-
-def load(file: Path) -> list[Batch]:
-    """What :func:`save` kept."""
-    stored = load_file(file)
-    numbers = sorted({name.partition(".")[0] for name in stored})
-    return [{k: stored[f"{n}.{k}"] for k in ("input_values", "decoder_input_ids")} for n in numbers]

@@ -25,8 +25,10 @@ def compress(
     recipe: str | Path | Recipe | None = None,
     target: str = "cpu",
     *,
+    to: str | None = None,
     bits: float | None = None,
     size: float | None = None,
+    context: int | None = None,
     calibration: str | None = None,
     country: str | None = None,
     bench: bool = True,
@@ -44,8 +46,10 @@ def compress(
         recipe: a built-in name, a YAML file, or a :class:`greenllm.recipe.Recipe`; default "int4", or "mixed"
             where ``bits`` or ``size`` is given.
         target: what it will run on; see ``greenllm targets``.
+        to: "genai", "onnx" or "gguf"; None takes what the target runs best.
         bits: budget for mixed precision, bits a weight over everything.
         size: the same as MB of weights.
+        context: tokens that it must hold, prompt and answer; by default 2048, or what the model was made for.
         calibration: overrides the recipe's source of samples.
         country: ISO code of the grid for gCO2e; without it energy is given in kWh alone.
         bench: measure source and result and write the report.
@@ -63,7 +67,7 @@ def compress(
         GreenError: bad input, or a limit of the machine; nothing lies under ``out`` then, and the
             same call goes on where it stopped.
     """
-    todo = plan(model, recipe, target, calibration=calibration, bits=bits, size=size)
+    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size, context=context)
     return execute(
         todo, out or default_out(model, todo), source=model, country=country, bench=bench,
         bench_options=bench_options, max_loss=max_loss, on_loss=on_loss, force=force, progress=progress,
@@ -85,19 +89,26 @@ def execute(
 ) -> Artifact:
     """Carry out a :func:`plan`; the arguments are those of :func:`compress`."""
     from greenllm import export as export_room
-    from greenllm.export import check_task
+    from greenllm.bench.models import check_engine
 
     progress = progress or Silent()
-    check_task(todo.checkpoint.task)
     check_disk(todo, Path(out))
+    if bench and not todo.runs_here:
+        progress.note(f"No bench: what is made for {todo.target} does not run here.")
+        bench = False
     if bench:
+        if todo.to == "gguf":
+            check_engine("llamacpp", "GGUF")
         _check_bench(**(bench_options or {}))
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         steps.begin(part, todo, progress)
         checkpoint = steps.run_all(todo, part, country, progress)
         deploy = part / "deploy"
         if not artifact.is_artifact(deploy):
-            export_room(checkpoint.path, deploy, target=todo.target, force=True, progress=progress)
+            context = todo.fit.context if todo.fit else None
+            export_room(
+                checkpoint.path, deploy, to=todo.to, target=todo.target, context=context, force=True, progress=progress
+            )
         if bench:
             _bench(todo, part, source, country, bench_options or {}, progress)
         done = _finish(part, Path(out), checkpoint)
@@ -115,7 +126,7 @@ def run_steps(
     Raises:
         GreenError: see :func:`compress`.
     """
-    todo = plan(model, recipe)
+    todo = plan(model, recipe, None)
     progress = progress or Silent()
     progress.note(f"{todo.estimate.words}.")
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
@@ -143,7 +154,7 @@ def follow(model: str | Path, out: str | Path, recipe: Recipe) -> None:
         raise GreenError(f"{step.name} runs in one process.", "Leave out accelerate launch.")
     meet()
     work = artifact.partial_of(Path(out).absolute()) / ".work-checkpoint"
-    step.follow(plan(model, recipe).checkpoint, work, recipe.seed, Silent())
+    step.follow(plan(model, recipe, None).checkpoint, work, recipe.seed, Silent())
 
 
 def _bench(

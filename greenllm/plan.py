@@ -13,44 +13,57 @@ from greenllm.recipe import Recipe, load, make_step
 
 if TYPE_CHECKING:
     from greenllm.checkpoint import Checkpoint
+    from greenllm.export.fits import Fit
     from greenllm.step import Estimate
 
 
 @dataclass
 class Plan:
-    """What a compression will do, checked, with its estimate; nothing has been written yet."""
+    """What a compression will do, checked, with its estimate; nothing has been written yet.
+
+    ``fit`` is what the result needs on the target, ``runs_here`` whether the bench can run it on this machine.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
     target: str
     estimate: Estimate
     memory: int
+    to: str | None = None
+    fit: Fit | None = None
+    runs_here: bool = True
 
 
 def plan(
     model: str | Path,
     recipe: str | Path | Recipe | None = None,
-    target: str = "cpu",
+    target: str | None = "cpu",
     *,
+    to: str | None = None,
     calibration: str | None = None,
     bits: float | None = None,
     size: float | None = None,
+    context: int | None = None,
 ) -> Plan:
     """Open the model, validate recipe and target, and estimate time and peak memory.
 
     Args:
         model: see :func:`compress`, as all others.
         recipe: None stands for "mixed" where there is a budget, else for "int4".
-        target: what it will run on.
+        target: what it will run on; None where nothing will be exported.
+        to: format of the export.
         calibration: overrides the recipe's source of samples.
         bits: budget of the recipe's ``mixed`` step, bits a weight.
         size: the same in MB.
+        context: tokens that the deployed model must hold.
 
     Raises:
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
     """
-    from greenllm.checkpoint import SPEECH, open_checkpoint
+    from greenllm.checkpoint import open_checkpoint
+    from greenllm.export import check_format, usual_format
     from greenllm.export.targets import load_target
+    from greenllm.outcome import check_target
 
     if recipe is None:
         recipe = "int4" if bits is None and size is None else "mixed"
@@ -58,25 +71,33 @@ def plan(
     _set_budget(found, bits, size)
     if calibration is not None:
         found.calibration.source = calibration
-    load_target(target)
+    device = load_target(target) if target else None
     if found.steps and found.steps[0].name == "distill":  # a student may be a configuration alone
         from greenllm.distill.student import with_fresh_weights
 
         model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
+    kind = check_format(checkpoint, to or usual_format(device, checkpoint)) if device else None
+    _check_input(checkpoint, found)
     for step in found.steps:
-        if checkpoint.task == SPEECH and step.name != "quantize":
-            raise GreenError(f"The step {step.name} does not know transcribers yet.", "greenllm quantize does.")
         step.check(checkpoint)
-    if found.calibrated and checkpoint.task == SPEECH:
-        from greenllm.hearing import clips
-
-        clips(found.calibration.source, found.calibration.samples)
-    elif found.calibrated:
+    if found.calibrated:
         from greenllm.calibration import check_source
 
-        check_source(found.calibration.source)
-    return Plan(checkpoint, found, target, _estimate(checkpoint, found), _memory())
+        check_source(found.calibration.source, checkpoint)
+    fit = check_target(checkpoint, found, device, kind, context) if device else None
+    here = kind not in ("tensorrt", "edge-llm")
+    return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), to, fit, here)
+
+
+def _check_input(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse steps that know text alone."""
+    other = [s.name for s in recipe.steps if s.name != "quantize"]
+    if checkpoint.input != "input_ids" and other:
+        raise GreenError(
+            f"The step {other[0]} takes models of text; this one does {checkpoint.task}.",
+            "Images and speech take the step quantize: --recipe int8, or int4 with --calibration FILE.jsonl of them.",
+        )
 
 
 def default_out(model: str | Path, todo: Plan) -> Path:

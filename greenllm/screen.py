@@ -78,6 +78,11 @@ def say_plan(console: Console, todo: Plan, out: Path, *, bench: bool) -> None:
     console.print(f"{what}; {how} → {escape(str(out))}", soft_wrap=True)
     more = f", then about {clock(_BENCH_SECONDS)} for the bench" if bench else ""
     console.print(f"{todo.estimate.words}{more}.")
+    if todo.fit and todo.fit.there is not None:
+        there = todo.fit.there / 2**30
+        console.print(
+            f"On {escape(todo.target)}, of {there:.2f} GB: {todo.fit.words}.", soft_wrap=True, highlight=False
+        )
     if todo.estimate.peak_bytes > todo.memory:
         console.print(
             f"Only {todo.memory / 1e9:.1f} GB of memory are free now: this may be killed.", style="bold yellow"
@@ -114,6 +119,8 @@ def say_result(screen: Console, done: Artifact) -> None:
     for label, path in rows.items():
         if path:
             screen.print(f"{label:16} [bold]{escape(str(path))}[/]", soft_wrap=True, highlight=False)
-    if done.manifest.details.get("task") == "text-generation":
+    if done.manifest.details.get("task") == "text-generation" and "engine" not in done.manifest.details:
         command = f'greenllm run {shlex.quote(str(done.path))} "Why is the sky blue?"'
+        if done.deployable.kind == "gguf":
+            command = f"llama-cli -m {shlex.quote(str(done.path / 'deploy' / 'model.gguf'))}"
         screen.print(f"{'Run it':16} [bold]{escape(command)}[/]", soft_wrap=True, highlight=False)

@@ -27,6 +27,8 @@ def begin(part: Path, todo: Plan, progress: Progress) -> None:
         "source": [s.model_dump() for s in todo.checkpoint.parents],
         "recipe": todo.recipe.dump(),
         "target": todo.target,
+        "to": todo.to,
+        "context": todo.fit.context if todo.fit else None,
         "versions": artifact.versions(),
     }
     file = part / REQUEST
@@ -73,14 +75,11 @@ def _one_step(
     todo: Plan, current: Checkpoint, dense: Checkpoint, i: int, part: Path, where: Path,
     records: list[StepRecord], country: str | None, progress: Progress,
 ) -> None:  # fmt: skip
-    from greenllm import calibration as text
-    from greenllm import hearing
-    from greenllm.checkpoint import SPEECH
+    from greenllm.calibration import describe
     from greenllm.step import Context
 
     step, work = todo.recipe.steps[i], part / f".work-{where.name}"
     calibration = todo.recipe.calibration
-    describe = hearing.describe if current.task == SPEECH else text.describe
     ledger = part / f".energy-{where.name}.json"
     start = time.monotonic()
     with artifact.writing(where) as path:
@@ -106,25 +105,17 @@ def _one_step(
 
 def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Any:
     """Calibration samples of the source, made once and kept for a resumed run; in ``current``'s tokens."""
-    from safetensors.torch import load_file, save_file
-
-    from greenllm import calibration, hearing
-    from greenllm.checkpoint import SPEECH
+    from greenllm import calibration
 
     file = part / "calibration.safetensors"
-    c, kept = todo.recipe.calibration, file.with_suffix(".part")
-    if todo.checkpoint.task == SPEECH:
-        if not file.exists():
-            hearing.save(hearing.samples(todo.checkpoint, c.source, c.samples, progress), kept)
-            kept.replace(file)
-        return hearing.load(file)
     if not file.exists():
+        c, kept = todo.recipe.calibration, file.with_suffix(".part")
         ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress)
         pages.give_back()
-        save_file({"input_ids": ids.contiguous()}, kept)
+        calibration.save(ids, kept)
         kept.replace(file)
-    ids = load_file(file)["input_ids"]
-    same = current.config.vocab_size == todo.checkpoint.config.vocab_size
+    ids = calibration.load(file)
+    same = getattr(current.config, "vocab_size", 0) == getattr(todo.checkpoint.config, "vocab_size", 0)
     return ids if same else calibration.translate(ids, todo.checkpoint, current)
 
 

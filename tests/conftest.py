@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from greenllm.older import LAST_POSITION, older
 
@@ -20,7 +21,15 @@ SHARED = Path(os.environ.get("GREENLLM_SHARED", Path(__file__).resolve().parents
 MODELS = Path.home() / ".cache" / "greenllm-models"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask a hub
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of two workers on two cores
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """What a test changed of torch's threads is not the next one's: sums in another order are other bits."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def make_llama(path, *, tied=True, seed=0, layers=2, vocab=128, **options):
@@ -102,12 +111,13 @@ def bert(tmp_path_factory):
 
 def _real(name):
     path = MODELS / name
-    if path.exists():
-        return path
     script = SHARED / "models" / "get_models.py"
-    if not script.exists():
+    if not path.exists() and not script.exists():
         pytest.skip(f"{name} is not in {MODELS}, and {script}, which makes it, is not here")
-    subprocess.run([sys.executable, str(script), name], check=True)
+    MODELS.mkdir(parents=True, exist_ok=True)
+    with FileLock(MODELS / f".{name}.lock"):  # of several workers one makes it
+        if not path.exists():
+            subprocess.run([sys.executable, str(script), name], check=True)
     return path
 
 

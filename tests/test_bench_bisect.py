@@ -12,6 +12,7 @@ from conftest import make_bert, make_llama
 import greenllm
 from greenllm.bench import Effort
 from greenllm.bench.bisect import departs, errors
+from greenllm.errors import GreenError
 
 LEAST = Effort(windows=2, sentences=10, rounds=2, width=0.9, seconds=0.1, turn=0.01)
 QUICK = {"effort": LEAST, "energy": False, "prompt_tokens": 16, "answer_tokens": 4, "window": 64, "bisect": True}
@@ -80,6 +81,24 @@ def test_a_plain_graph_is_followed_too(tmp_path):
     found = greenllm.bench([source, greenllm.export(source, tmp_path / "x", to="onnx").path], **QUICK)
     assert len(found.rows[1].blocks) == 2
     assert max(found.rows[1].blocks.values()) < 1e-4
+
+
+def test_a_graph_with_names_for_the_sizes_of_its_cache_is_followed(tmp_path):
+    source = make_llama(tmp_path / "m", vocab=300)
+    made = greenllm.export(source, tmp_path / "x", to="onnx").path
+    (made / "greenllm.json").unlink()
+    model = onnx.load(made / "model.onnx", load_external_data=False)
+    for each in [i for i in model.graph.input if i.name.startswith("past")]:
+        for place in (1, 3):
+            each.type.tensor_type.shape.dim[place].dim_param = f"size_{place}"
+    onnx.save(model, made / "model.onnx")
+    shutil.copy(source / "config.json", made)
+    found = greenllm.bench([source, made], **QUICK).rows[1]
+    assert found.error is None
+    assert max(found.blocks.values()) < 1e-4
+    (made / "config.json").unlink()
+    with pytest.raises(GreenError, match=r"how many heads its cache has"):
+        greenllm.bench([source, made], **QUICK)
 
 
 def test_an_encoder_is_followed_too(tmp_path):

@@ -22,13 +22,13 @@ TINY = Effort(windows=4, sentences=12, rounds=2, width=0.5, seconds=0.2, turn=0.
 QUICK = {"effort": TINY, "window": 32, "prompt_tokens": 8, "answer_tokens": 4, "threads": 1, "energy": False}
 
 
-def bigram(path, table, vocab=128):
+def bigram(path, table, vocab=128, batch=1):
     """An ONNX decoder whose logits after token i are row i of ``table``."""
     from onnx import TensorProto, helper, numpy_helper
 
     path.mkdir(parents=True)
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "t"])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "t", table.shape[1]])
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [batch, "t"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, "t", table.shape[1]])
     node = helper.make_node("Gather", ["table", "input_ids"], ["logits"])
     graph = helper.make_graph([node], "g", [ids], [logits], [numpy_helper.from_array(table, "table")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

@@ -54,10 +54,10 @@ def test_bad_clips_are_told_with_their_line(tmp_path):
     tone(inner / "short.wav", 0.01)
     tone(inner / "long.wav", 121, rate=4000)
     for name, says in [
-        ("../a.wav", "line 2: ../a.wav leads out"), (str(inner / "a.wav"), "leads out"), ("link.wav", "leads out"),
-        ("no.wav", "line 2: .*no such audio"), ("noise.wav", "line 2: .*cannot be read as audio"),
+        ("../a.wav", "line 2: .*no path below"), (str(inner / "a.wav"), "no path below"), ("link.wav", "no path below"),
+        ("no.wav", "line 2: there is no audio"), ("noise.wav", "line 2: .*cannot be read as audio"),
         ("cut.flac", "line 2: "), ("nan.wav", "line 2: .*NaN"), ("short.wav", "lasts 0.01 s"),
-        ("long.wav", "lasts 121.00 s"), (".", "no such audio"),
+        ("long.wav", "lasts 121.00 s"), (".", "no path below"),
     ]:  # fmt: skip
         with pytest.raises(GreenError, match=says):
             read(task(inner, good, {"audio": name, "text": "a"}))

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from conftest import OLD
 
-from greenllm import artifact, generate
+from greenllm import artifact
+from greenllm.answer import stream
 from greenllm.bench.runners import loader
 from greenllm.errors import GreenError
 from greenllm.export import archive, export
@@ -70,7 +71,7 @@ def test_a_bundle_is_an_artifact_that_answers_alone_as_it_does_here(made):
     said = alone(made, "hello", "--max-tokens", "8", "--raw")
     assert said.returncode == 0, said.stderr
     assert "self-test: 3 of 3" in said.stderr  # before the first answer
-    assert said.stdout.rstrip("\n") == "".join(generate.stream(made, "hello", max_tokens=8, raw=True)).rstrip("\n")
+    assert said.stdout.rstrip("\n") == "".join(stream(made, "hello", max_tokens=8, raw=True)).rstrip("\n")
     again = alone(made, "hello", "--max-tokens", "8", "--raw")
     assert (again.stdout, again.stderr) == (said.stdout, "")
 

@@ -327,7 +327,7 @@ FACTS = {"machine": "aarch64", "python": "3.11.2", "memory": 4e9, "memory_free":
         ({"python": "3.10.12"}, "Python is 3.10.12"),
         (
             {"memory_free": 1.5e9},
-            "1,500 MB of 4,000 MB of memory free; needed are 1,812 MB .*a KV cache of 1,024 tokens 102",
+            "1,500 MB of 4,000 MB of memory free; needed are 1,915 MB .*a KV cache of 2,048 tokens 205",
         ),
         (
             {"disk_free": 1.1e9},

@@ -316,7 +316,9 @@ def test_families_that_the_builder_does_not_know_are_sent_to_onnx(tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize(("to", "says"), [("genai", "runs decoders"), ("gguf", "genai or onnx")])
+@pytest.mark.parametrize(
+    ("to", "says"), [("genai", "runs decoders"), ("coreml", "genai, onnx, tensorrt, edge-llm, gguf")]
+)
 def test_formats_that_do_not_fit(bert, tmp_path, to, says):
     with pytest.raises(GreenError, match=says):
         greenllm.export(bert, tmp_path / "o", to=to)
@@ -347,7 +349,7 @@ def test_targets_that_come_with_greenllm(name):
     ("text", "says"),
     [
         ("description: x\nformats: {}\nspeed: 3\n", "speed"),
-        ("description: x\nformats: {text-generation: gguf}\n", "formats.text-generation"),
+        ("description: x\nformats: {text-generation: coreml}\n", "formats.text-generation"),
         ("description: x\nformats: {}\naccuracy_level: 9\n", "accuracy_level"),
         ("- a list\n", "mapping"),
         ("a: [\n", "mapping"),

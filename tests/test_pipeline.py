@@ -69,7 +69,7 @@ def test_checkpoint_and_export_hold_the_same_integers(compressed):
 
 
 def test_run_streams_from_the_artifact(compressed):
-    from greenllm.generate import stream
+    from greenllm.answer import stream
 
     pieces = list(stream(compressed[1].path, "hello", max_tokens=8, raw=True))
     assert 1 <= len(pieces) <= 8
@@ -77,7 +77,7 @@ def test_run_streams_from_the_artifact(compressed):
 
 
 def test_a_prompt_beyond_the_context_is_told(compressed):
-    from greenllm.generate import stream
+    from greenllm.answer import stream
 
     with pytest.raises(GreenError, match="context is 256"):
         list(stream(compressed[1].path, "hello " * 200, raw=True))
@@ -89,7 +89,7 @@ def test_a_changed_file_is_not_run(compressed, tmp_path):
     copy = shutil.copytree(compressed[1].path, tmp_path / "copy")
     data = copy / "deploy" / "genai_config.json"
     data.write_text(data.read_text().replace("256", "255"))
-    from greenllm.generate import stream
+    from greenllm.answer import stream
 
     with pytest.raises(GreenError, match="not what greenllm.json says"):
         list(stream(copy, "hello"))
@@ -103,7 +103,7 @@ def test_an_encoder_goes_the_same_way(tmp_path):
     operators = deploy.manifest.details["operators"]
     assert operators["MatMulInteger"] == 2 * 6
     assert operators["DequantizeLinear"] == 1  # the embedding
-    from greenllm.generate import stream
+    from greenllm.answer import stream
 
     with pytest.raises(GreenError, match="does not generate text"):
         list(stream(tmp_path / "out", "hello"))

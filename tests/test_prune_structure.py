@@ -13,9 +13,9 @@ from torch import nn
 
 import greenllm
 from greenllm import artifact, pipeline
+from greenllm.answer import stream
 from greenllm.checkpoint import blocks_of, open_checkpoint
 from greenllm.errors import GreenError
-from greenllm.generate import stream
 from greenllm.progress import Silent
 from greenllm.prune import depth, width
 from greenllm.prune.axes import HEADS, HIDDEN, MLP, Anatomy

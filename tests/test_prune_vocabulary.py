@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import greenllm
 from greenllm import pipeline
+from greenllm.answer import stream
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
-from greenllm.generate import stream
 from greenllm.progress import Silent
 from greenllm.prune.tokens import FastTokenizer
 from greenllm.prune.vocabulary import counts, expected, ranked
@@ -96,6 +96,18 @@ def small(bpe, corpus, tmp_path_factory):
 
 def tokenizers(*paths):
     return [Tokenizer.from_file(str(p / "tokenizer.json")) for p in paths]
+
+
+def test_gguf_has_the_tokens_that_stay(small, tmp_path):
+    import gguf
+
+    made = greenllm.export(small, tmp_path / "gguf", to="gguf", precision="f16")
+    reader = gguf.GGUFReader(made.path / "model.gguf")
+    stay = Tokenizer.from_file(str(small / "tokenizer.json"))
+    found = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert found[: stay.get_vocab_size()] == [stay.id_to_token(i) for i in range(stay.get_vocab_size())]
+    assert reader.fields["tokenizer.ggml.merges"].contents()
+    assert len(found) == open_checkpoint(made.path / "model.gguf").config.vocab_size
 
 
 @torch.no_grad()

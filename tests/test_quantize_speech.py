@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import greenllm
-from greenllm import artifact, export, hearing, pipeline, recipe
+from greenllm import artifact, calibration, export, hearing, pipeline, recipe
 from greenllm.artifact import Manifest
 from greenllm.bench.runners import loader
 from greenllm.checkpoint import open_checkpoint
@@ -154,7 +154,7 @@ def test_what_is_not_done_with_transcribers_is_told_at_once(tiny_moonshine, llam
         with pytest.raises(GreenError, match=says):
             pipeline.run_steps(tiny_moonshine, tmp_path / "out", made)
     made = recipe.Recipe(name="p", steps=[recipe.make_step("prune", {"ratio": 0.2}, "test")])
-    with pytest.raises(GreenError, match="does not know transcribers"):
+    with pytest.raises(GreenError, match="takes models of text"):
         pipeline.run_steps(tiny_moonshine, tmp_path / "out", made)
     with pytest.raises(GreenError, match="not exported yet"):
         export(tiny_moonshine, tmp_path / "out")
@@ -168,9 +168,9 @@ def test_calibration_is_kept_as_it_was(tiny_moonshine, clips, tmp_path):
 
     found = hearing.samples(open_checkpoint(tiny_moonshine), str(clips), 2, Silent())
     assert [b["input_values"].shape[1] for b in found] == [8000, 10000]
-    hearing.save(found, tmp_path / "c.safetensors")
-    back = hearing.load(tmp_path / "c.safetensors")
-    assert hearing.describe("x", back, 0) == hearing.describe("x", found, 0)
+    calibration.save(found, tmp_path / "c.safetensors")
+    back = calibration.load(tmp_path / "c.safetensors")
+    assert calibration.describe("x", back, 0) == calibration.describe("x", found, 0)
     assert all(torch.equal(a[k], b[k]) for a, b in zip(found, back, strict=True) for k in a)
 
 

@@ -63,14 +63,15 @@ def carbon(
         seconds: that it takes.
         grid: the factor.
         share: of the machine's making; without it M is not known, and there is no SCI.
-        tokens: of a query, for the figure per 1000 of them.
+        tokens: of a query, for the figure per 1000 of them; 0 for one that has none.
     """
     grams = grid.grams_per_kwh / JOULES_PER_KWH
     found = {
         "carbon_gross": gross.scaled(grams * 1000, "mgCO2e"),
         "carbon_net": net.scaled(grams * 1000, "mgCO2e"),
-        "carbon_1000": gross.scaled(grams * 1000 / tokens, "gCO2e"),
     }
+    if tokens:
+        found["carbon_1000"] = gross.scaled(grams * 1000 / tokens, "gCO2e")
     if share is not None:
         part = seconds.scaled(share.milligrams_per_second, "mgCO2e", "computed: embodied carbon, by time")
         found |= {"embodied": part, "sci": _sum(found["carbon_gross"], part)}

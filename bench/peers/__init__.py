@@ -63,9 +63,10 @@ def _one(checkpoint: Path, out: Path, name: str, calibration: Calibration) -> Pa
 
 
 def _float16(checkpoint: Path, part: Path, _: Calibration) -> None:
-    from greenllm.bench.peers.gguf import write
+    from greenllm.checkpoint import open_checkpoint
+    from greenllm.export.gguf import write
 
-    write(checkpoint, part / "model.gguf")
+    write(open_checkpoint(checkpoint), part / "model.gguf", "f16")
     shutil.copy(checkpoint / "tokenizer.json", part)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
-from greenllm.bench.report import curves, cuts, figures, lengths, sizes, tasks
+from greenllm.bench.report import curves, cuts, figures, lengths, sizes, spend, tasks
 from greenllm.bench.report.lines import to_csv
 from greenllm.bench.report.words import EMPTY, MARKS, change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
@@ -60,7 +60,8 @@ def render(results: Results, template: str) -> str:
     environment.filters["md"] = escape
     others = [row for row in results.rows if row.name != results.baseline]
     drawn = [
-        draw(results) for draw in (figures.ratios, figures.trade, curves.latencies, curves.by_block, sizes.by_kind)
+        draw(results)
+        for draw in (figures.ratios, figures.trade, curves.latencies, curves.by_block, sizes.by_kind, spend.by_phase)
     ]
     return environment.get_template(template).render(
         results=results,
@@ -99,7 +100,11 @@ def _groups(results: Results) -> list[tuple[str, list[tuple[str, list[dict[str, 
         if results.has(name):
             cells = [_cell(row, name) for row in results.rows]
             found.setdefault(metric.group, []).append((metric.label, cells))
-    more = {"By prompt length": lengths.lines(results), "Tasks": tasks.lines(results)}
+    more = {
+        "By prompt length": lengths.lines(results),
+        "By batch": lengths.by_batch(results),
+        "Tasks": tasks.lines(results),
+    }
     found |= {group: lines for group, lines in more.items() if lines}
     return list(found.items())
 

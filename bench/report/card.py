@@ -45,7 +45,7 @@ def _emissions(energy: Any, results: Results) -> dict[str, Any] | None:
 def _figures(row: Row, results: Results, task: str | None) -> list[Any]:
     from huggingface_hub import EvalResult
 
-    text = str(results.settings.get("text", "unknown"))
+    text = str(results.settings.get("text") or results.settings.get("images", "unknown"))
     kind = task or "text-generation"
     found = [
         EvalResult(

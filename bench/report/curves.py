@@ -9,8 +9,8 @@ from greenllm.bench.results import Results
 
 
 def latencies(results: Results) -> Picture | None:
-    """How long tokens (or texts) take: of each model the share that is done within a time."""
-    for kind in ("token", "text"):
+    """How long tokens (or texts, or images) take: of each model the share that is done within a time."""
+    for kind in ("token", "text", "image"):
         key = f"{kind}_quantiles"
         rows = [(i, r) for i, r in enumerate(results.rows) if len(r.samples.get(key, [])) == 101]  # noqa: PLR2004 - 0 to 100 %
         if rows:

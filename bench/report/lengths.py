@@ -1,4 +1,4 @@
-"""Figures by the prompt's length: lines of the report's table, and pictures."""
+"""Figures by the prompt's length, and by the number of queries at once: lines of the report's table, and pictures."""
 
 from __future__ import annotations
 
@@ -10,18 +10,30 @@ from greenllm.bench.report.geometry import Picture
 from greenllm.bench.report.words import EMPTY, interval, number
 from greenllm.bench.results import METRICS, Results
 
-_SHOWN = ("first_token", "decode", "memory")
+Line = tuple[str, list[dict[str, Any]]]
+_BY_LENGTH = {name: METRICS[name].label for name in ("first_token", "decode", "memory")}
+_BY_BATCH = {"prefill": "Prefill", "decode": "Decode", "encode": "Encode", "batch_p50": "Whole batch, p50"}
 
 
-def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:
+def lines(results: Results) -> list[Line]:
     """A line for each length and figure, one cell a model."""
-    every = sorted({int(n) for row in results.rows for n in row.lengths})
+    return _lines([row.lengths for row in results.rows], _BY_LENGTH, "prompt")
+
+
+def by_batch(results: Results) -> list[Line]:
+    """A line for each size of a batch and figure, one cell a model."""
+    return _lines([row.batches for row in results.rows], _BY_BATCH, "batch")
+
+
+def _lines(rows: list[dict[str, dict[str, Measurement]]], labels: dict[str, str], what: str) -> list[Line]:
+    every = sorted({int(n) for row in rows for n in row})
+    there = {name for row in rows for figures in row.values() for name in figures}
+    shown = {name: label for name, label in labels.items() if name in there}
+    if every and not shown:
+        return [(f"{what} of {n}".capitalize(), [_cell(row.get(str(n)), "") for row in rows]) for n in every]
     return [
-        (
-            f"{METRICS[metric].label}, prompt of {n}",
-            [_cell(row.lengths.get(str(n), {}).get(metric)) for row in results.rows],
-        )
-        for metric in _SHOWN
+        (f"{label}, {what} of {n}", [_cell(row.get(str(n)), name) for row in rows])
+        for name, label in shown.items()
         for n in every
     ]
 
@@ -33,7 +45,10 @@ def pictures(results: Results) -> list[Picture]:
     return [p for p in drawn if p]
 
 
-def _cell(m: Measurement | None) -> dict[str, Any]:
+def _cell(figures: dict[str, Measurement] | None, name: str) -> dict[str, Any]:
+    if figures is not None and not figures:
+        return EMPTY | {"value": "cannot", "note": "see how the models were made, below"}
+    m = figures.get(name) if figures else None
     if m is None:
         return dict(EMPTY)
     value, note = number(m.value, m.ci95), f"{m.method}, n = {m.n}"

@@ -24,6 +24,11 @@ def to_csv(results: Results) -> str:
         for name, m in row.measurements.items():
             verdict = row.verdict(name) if name in row.ratios else ""
             writer.writerow([*_figure(row, name, m), *_ratio(row.ratios.get(name)), verdict, *rest])
+        for what, sweep in (("prompt", row.lengths), ("batch", row.batches)):
+            for size, figures in sweep.items():
+                mine = [results.baseline, size if what == "batch" else rest[1], *rest[2:]]
+                for name, m in figures.items():
+                    writer.writerow([*_figure(row, f"{name}, {what} of {size}", m), *_ratio(None), "", *mine])
         for name, t in row.tasks.items():
             for kind, score in t.scores.items():
                 change = _ratio(score.against.difference if score.against else None)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,13 @@ class Info:
     """What a loaded model says of itself.
 
     Attributes:
-        task: "text-generation", "feature-extraction" or "automatic-speech-recognition".
+        task: what it does, by its name on the hub: "text-generation", "feature-extraction", "image-classification", …
         directory: where its tokenizer and files lie.
-        vocabulary: size of the logits' last dimension; 0 for an encoder.
+        vocabulary: size of the logits' last dimension (of a classifier the classes); 0 for an encoder.
         parameters: number of weights, where the engine can count them.
         notes: what a reader of the report must know of this run.
         weights: bytes that a decoded token reads, where they are others than those of its files.
+        image: channels, height and width of what a vision encoder takes; empty for others.
     """
 
     task: str
@@ -37,6 +38,7 @@ class Info:
     parameters: int | None = None
     notes: list[str] = field(default_factory=list)
     weights: int = 0
+    image: tuple[int, ...] = ()
 
 
 class Runner(Protocol):
@@ -59,11 +61,28 @@ class Runner(Protocol):
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """float32 [T, V]: row t is the prediction after ``tokens[: t + 1]``."""
 
-    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
-        """float32 [B, H]: one embedding for each text, pooled as the model's files say."""
+    def encode(self, batch: Any) -> NDArray[np.float32]:
+        """float32 [B, H]: one embedding for each text, pooled as the model's files say.
+
+        Of a vision encoder, for each image (float32 [C, H, W]) its logits, or its pooled state where it gives none.
+        """
+
+    def pixels(self, files: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [B, C, H, W]: image files as a vision encoder takes them, by its own preprocessing."""
 
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A text generator that answers several queries at once."""
+
+    def prefill_all(self, batch: list[list[int]], answer: int) -> list[int]:
+        """Read B prompts of one length, with room for ``answer`` tokens each; return the first token of each answer."""
+
+    def step_all(self, tokens: list[int]) -> list[int]:
+        """Append one token to each of them and return the next ones."""
 
 
 class Loader(Protocol):
@@ -97,13 +116,21 @@ class Decoder(ABC):
     def step(self, token: int) -> int:
         """See :class:`Runner`."""
 
-    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+    def encode(self, batch: Any) -> NDArray[np.float32]:
         """Not an encoder."""
         raise NotImplementedError(f"a text generator gives no embeddings ({len(batch)} texts)")
+
+    def pixels(self, files: Sequence[str]) -> NDArray[np.float32]:
+        """Not for images."""
+        raise NotImplementedError(f"a text generator sees nothing ({len(files)} images)")
 
 
 class Encoder:
     """What a sentence encoder cannot do."""
+
+    def pixels(self, files: Sequence[str]) -> NDArray[np.float32]:
+        """Not for images."""
+        raise NotImplementedError(f"an encoder of text sees nothing ({len(files)} images)")
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """Not a generator."""

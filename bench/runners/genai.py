@@ -53,20 +53,29 @@ class GenaiDecoder(Decoder):
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        # as long as asked, whatever the model says: an early end of answer would make queries unequal
-        self._start(tokens, len(tokens) + answer, least=len(tokens) + answer)
-        return self._next()
+        return self.prefill_all([tokens], answer)[0]
 
     def step(self, token: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`; the generator has appended ``token`` itself."""
-        del token
+        return self.step_all([token])[0]
+
+    def prefill_all(self, batch: list[list[int]], answer: int) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        # as long as asked, whatever the model says: an early end of answer would make queries unequal
+        length = len(batch[0]) + answer
+        self._start(batch, length, least=length)
+        return self._next()
+
+    def step_all(self, tokens: list[int]) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`; the generator has appended ``tokens`` itself."""
+        del tokens
         return self._next()
 
     def stream(self, tokens: list[int], answer: int) -> Iterator[int]:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self._start(tokens, len(tokens) + answer)
+        self._start([tokens], len(tokens) + answer)
         while not self._generator.is_done():
-            yield self._next()
+            yield self._next()[0]
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`.
@@ -78,7 +87,7 @@ class GenaiDecoder(Decoder):
         """
         if self._whole is not None:
             return self._whole.logits(tokens)
-        self._start(tokens, len(tokens) + 1)
+        self._start([tokens], len(tokens) + 1)
         found: NDArray[np.float32] = self._generator.get_output("logits")[0].astype(np.float32, copy=False)
         if len(found) == 1 < len(tokens):
             found = self._plain().logits(tokens)
@@ -99,19 +108,20 @@ class GenaiDecoder(Decoder):
             self._whole = OnnxDecoder(open_session(self._directory / "model.onnx", self._threads), self._directory)
         return self._whole
 
-    def _start(self, tokens: list[int], length: int, least: int = 0) -> None:
+    def _start(self, batch: list[list[int]], length: int, least: int = 0) -> None:
         self._generator = None  # frees the old cache first
         search = og.GeneratorParams(self.model)
-        search.set_search_options(max_length=length, min_length=least, do_sample=False, batch_size=1)
+        search.set_search_options(max_length=length, min_length=least, do_sample=False, batch_size=len(batch))
         self._generator = og.Generator(self.model, search)
         try:
-            self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+            self._generator.append_tokens(np.array(batch, dtype=np.int32).reshape(-1))
         except RuntimeError as e:
             raise cannot_run(self._directory, og.__version__, e) from e
 
-    def _next(self) -> int:
+    def _next(self) -> list[int]:
         self._generator.generate_next_token()
-        return int(self._generator.get_next_tokens()[0])
+        found: list[int] = self._generator.get_next_tokens().tolist()
+        return found
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""

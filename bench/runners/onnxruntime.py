@@ -13,6 +13,8 @@ from greenllm import artifact
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
 from greenllm.bench.runners.values import values
 from greenllm.errors import GreenError
+from greenllm.export.device.run import EXACT
+from greenllm.tokens import read_json
 
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
@@ -24,6 +26,10 @@ def load(path: str, threads: int) -> Runner:
     directory = Path(path)
     session = open_session(_graph(directory), threads)
     outputs = [o.name for o in session.get_outputs()]
+    if "pixel_values" in {i.name for i in session.get_inputs()}:
+        from greenllm.bench.runners.vision import OnnxVision
+
+        return OnnxVision(session, _info(directory, ""))
     if "logits" in outputs:
         return OnnxDecoder(session, directory)
     return OnnxEncoder(session, directory)
@@ -43,6 +49,7 @@ def open_session(graph: Path, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT)
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
@@ -50,6 +57,29 @@ def _info(directory: Path, task: str, vocabulary: int = 0) -> Info:
     details = artifact.read(directory).manifest.details if artifact.is_artifact(directory) else {}
     parameters = details.get("parameters")
     return Info(task, directory, vocabulary, int(parameters) if parameters else None, ["ONNX Runtime, CPU provider"])
+
+
+def _kept(shape: list[int | str], directory: Path) -> tuple[int, int]:
+    """Heads of a cache and their width: as the graph says, and where it has names for them, the files beside it.
+
+    Raises:
+        GreenError: none says.
+    """
+    config = read_json(directory / "config.json")
+    genai = read_json(directory / "genai_config.json").get("model", {}).get("decoder", {})
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    each = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
+    told = (
+        (shape[1], genai.get("num_key_value_heads"), config.get("num_key_value_heads"), heads),
+        (shape[3], genai.get("head_size"), config.get("head_dim"), each),
+    )
+    count, width = (next((n for n in said if isinstance(n, int) and n > 0), None) for said in told)
+    if count is None or width is None:
+        raise GreenError(
+            f"{directory}: the graph does not say how many heads its cache has and how wide they are.",
+            "A config.json or genai_config.json beside it may.",
+        )
+    return count, width
 
 
 class OnnxDecoder(Decoder):
@@ -67,8 +97,7 @@ class OnnxDecoder(Decoder):
                 f"{directory}: this graph's inputs {sorted(unknown)} or its cache "
                 f"({len(self._pasts)} in, {len(self._presents)} out) are not known here."
             )
-        if any(not isinstance(self._inputs[n].shape[i], int) for n in self._pasts for i in (1, 3)):
-            raise GreenError(f"{directory}: the graph does not say how many heads its cache has and how wide they are.")
+        self._kept = {name: _kept(self._inputs[name].shape, directory) for name in self._pasts}
         vocabulary = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
         self.info = _info(directory, "text-generation", vocabulary if isinstance(vocabulary, int) else 0)
         self._last_only = _FIRST in {i.name for i in session.get_overridable_initializers()}
@@ -77,55 +106,74 @@ class OnnxDecoder(Decoder):
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        del answer  # the cache grows
-        self._reset()
-        return int(self._run(tokens)[-1].argmax())
+        return self.prefill_all([tokens], answer)[0]
 
     def step(self, token: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        return int(self._run([token])[-1].argmax())
+        return self.step_all([token])[0]
+
+    def prefill_all(self, batch: list[list[int]], answer: int) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`.
+
+        Raises:
+            GreenError: the graph was made for another batch.
+        """
+        del answer  # the cache grows
+        made_for = self._inputs["input_ids"].shape[0]
+        if isinstance(made_for, int) and made_for != len(batch):
+            raise GreenError(f"Its graph was exported for batches of {made_for}.")
+        self._reset(len(batch))
+        return self._next(batch)
+
+    def step_all(self, tokens: list[int]) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        return self._next([[t] for t in tokens])
+
+    def _next(self, batch: list[list[int]]) -> list[int]:
+        found: list[int] = self._run(batch)[:, -1].argmax(-1).tolist()
+        return found
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`."""
         self._reset()
-        return self._run(tokens, every=self._last_only).astype(np.float32, copy=False)
+        return self._run([tokens], every=self._last_only)[0].astype(np.float32, copy=False)
 
     def values(self, tokens: list[int], width: int) -> list[NDArray[np.float32]]:
         """See :meth:`greenllm.bench.child.Server.values`."""
 
         def feed(_: ort.InferenceSession) -> dict[str, Any]:
             self._reset()
-            return {name: value.numpy() for name, value in self._feed(tokens, every=self._last_only).items()}
+            return {name: value.numpy() for name, value in self._feed([tokens], every=self._last_only).items()}
 
         return values(_graph(self.info.directory), feed, (len(tokens), width))
 
-    def _reset(self) -> None:
+    def _reset(self, batch: int = 1) -> None:
         self._length = 0
         self._cache = []
         for name in self._pasts:
-            _, heads, _, width = self._inputs[name].shape
-            empty = np.zeros((1, heads, 0, width), dtype=self._type(name))
+            heads, width = self._kept[name]
+            empty = np.zeros((batch, heads, 0, width), dtype=self._type(name))
             self._cache.append(ort.OrtValue.ortvalue_from_numpy(empty))
 
-    def _run(self, tokens: list[int], *, every: bool = False) -> NDArray[Any]:
-        """Logits [T, V] of new tokens, or of the last one; the cache stays on ONNX Runtime's side, uncopied.
+    def _run(self, batch: list[list[int]], *, every: bool = False) -> NDArray[Any]:
+        """Logits [B, T, V] of new tokens, or of the last one; the cache stays on ONNX Runtime's side, uncopied.
 
         Args:
-            tokens: T of them.
+            batch: T of them for each of B prompts.
             every: ask for the logits of all positions a graph that gives the last one's otherwise.
         """
-        feed = self._feed(tokens, every=every)
+        feed = self._feed(batch, every=every)
         logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
-        self._length += len(tokens)
-        found: NDArray[Any] = logits.numpy()[0]
+        self._length += len(batch[0])
+        found: NDArray[Any] = logits.numpy()
         return found
 
-    def _feed(self, tokens: list[int], *, every: bool) -> dict[str, ort.OrtValue]:
-        total = self._length + len(tokens)
+    def _feed(self, batch: list[list[int]], *, every: bool) -> dict[str, ort.OrtValue]:
+        total = self._length + len(batch[0])
         wanted = {
-            "input_ids": np.array([tokens]),
-            "attention_mask": np.ones((1, total)),
-            "position_ids": np.arange(self._length, total)[None],
+            "input_ids": np.array(batch),
+            "attention_mask": np.ones((len(batch), total)),
+            "position_ids": np.tile(np.arange(self._length, total), (len(batch), 1)),
         }
         feed = {
             name: ort.OrtValue.ortvalue_from_numpy(value.astype(self._type(name)))

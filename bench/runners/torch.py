@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from greenllm import audio
+from greenllm import audio, images
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
-from greenllm.checkpoint import GENERATION, SPEECH, Checkpoint, blocks_of, open_checkpoint
+from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, SPEECH, Checkpoint, blocks_of, open_checkpoint
 from greenllm.errors import GreenError
 
 
@@ -20,7 +23,9 @@ def load(path: str, threads: int) -> Runner:
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path)
     model = checkpoint.load_model()
-    kinds: dict[str, Any] = {GENERATION: TorchDecoder, SPEECH: TorchListener}
+    kinds: dict[str, Any] = {
+        GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
+    }  # fmt: skip
     return cast("Runner", kinds.get(checkpoint.task, TorchEncoder)(checkpoint, model))
 
 
@@ -37,7 +42,8 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
 def _read_by_a_token(model: Any) -> int:
     """Bytes of all weights but an embedding that is no head too: of that a token reads a row."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    alone = embedding is not None and (head is None or head.weight is not embedding.weight)
+    looked_up = isinstance(embedding, torch.nn.Embedding)  # patches are not
+    alone = looked_up and (head is None or head.weight is not embedding.weight)
     return sum(p.nbytes for p in model.parameters()) - (embedding.weight.nbytes if alone else 0)
 
 
@@ -83,20 +89,28 @@ class TorchDecoder(_Blocks, Decoder):
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        del answer  # the cache grows
-        self._cache = None
-        return self._forward(tokens)
+        return self.prefill_all([tokens], answer)[0]
 
     def step(self, token: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
-        return self._forward([token])
+        return self.step_all([token])[0]
+
+    def prefill_all(self, batch: list[list[int]], answer: int) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        del answer  # the cache grows
+        self._cache = None
+        return self._forward(batch)
+
+    def step_all(self, tokens: list[int]) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        return self._forward([[t] for t in tokens])
 
     @torch.no_grad()
-    def _forward(self, tokens: list[int]) -> int:
-        ids = torch.tensor([tokens])
-        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last)
+    def _forward(self, batch: list[list[int]]) -> list[int]:
+        out = self.model(input_ids=torch.tensor(batch), past_key_values=self._cache, use_cache=True, **self._last)
         self._cache = out.past_key_values
-        return int(out.logits[0, -1].argmax())
+        found: list[int] = out.logits[:, -1].argmax(-1).tolist()
+        return found
 
     @torch.no_grad()
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
@@ -169,6 +183,39 @@ class TorchEncoder(_Blocks, Encoder):
         ids, mask = pooling.pad(batch)
         out = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
         return pooling.pool(out.last_hidden_state.numpy(), mask, self._pooling)
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self.model = None
+
+
+class TorchVision(Encoder):
+    """A vision encoder; images are prepared by transformers' own processor."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.model = model
+        classes = int(model.config.num_labels) if checkpoint.task == IMAGE_CLASSES else 0
+        self.info = replace(_info(checkpoint, model), vocabulary=classes, image=checkpoint.image_shape)
+
+    @cached_property
+    def _processor(self) -> Any:
+        from greenllm.export.vision import their_processor
+
+        found = their_processor(self.info.directory)
+        if found is None:
+            raise GreenError(f"{self.info.directory} has no {images.PROCESSOR}: image files cannot be made pixels.")
+        return found
+
+    @torch.no_grad()
+    def encode(self, batch: Any) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        out = self.model(pixel_values=torch.from_numpy(np.stack(batch)))
+        found: NDArray[np.float32] = images.vector(images.answer_of(out)[1]).numpy()
+        return found
+
+    def pixels(self, files: Sequence[str]) -> images.Pixels:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return images.read(files, lambda i: self._processor(i, return_tensors="np")["pixel_values"][0])
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""

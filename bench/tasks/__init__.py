@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from greenllm.bench.session import Session
-from greenllm.bench.tasks import answer, choice, speech
-from greenllm.bench.tasks.items import Item, Question, Task, Utterance
+from greenllm.bench.tasks import answer, choice, picture, speech
+from greenllm.bench.tasks.items import Item, Picture, Question, Task, Utterance
 from greenllm.bench.tasks.read import read, read_all
 
 __all__ = ["Task", "read", "read_all", "run"]
+
+_ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance: speech.ask}
 
 
 def run(session: Session, tasks: Sequence[Task], *, chat: bool = False) -> None:
@@ -17,9 +19,8 @@ def run(session: Session, tasks: Sequence[Task], *, chat: bool = False) -> None:
 
     With ``chat`` it is asked in its chat template.
     """
-    kinds = {Item: choice.ask, Question: answer.ask, Utterance: speech.ask}
     for task in tasks:
-        ask = kinds[type(task.items[0])]
+        ask = _ASK[type(task.items[0])]
         session.progress.stage(f"task {task.name}", len(task.items) * len(session.live))
         for who in list(session.live):
             with session.watching(who, f"task {task.name}"):

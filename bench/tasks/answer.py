@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import string
 
-from greenllm.bench.chat import ask as ask_chat
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.items import Question, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.bench.texts import Tokens
+from greenllm.template import ask as ask_chat
 
 _MOST = 32  # tokens of an answer
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

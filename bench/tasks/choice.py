@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from greenllm.bench.chat import ask as ask_chat
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.items import Item, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.bench.texts import Tokens
+from greenllm.template import ask as ask_chat
 
 Request = tuple[list[int], int]  # tokens, and where those that are scored begin
 

@@ -9,11 +9,13 @@ ctx, endings, label                       HellaSwag: cleaned as lm-eval's ``hell
 question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as lm-eval's ``arc_easy``
 question, passage, answer                 BoolQ: passage, "Question: …?" and "Answer:", as lm-eval's ``boolq``
 text, label                               classification: "Text: …" and "Label:"; the labels of all rows to choose from
+image, label                              image classification: a path relative to the file, and the class
 context, answer (or answers)              a free answer: the context as it is
 question, answer (or answers)             a free answer: "Question: …" and "Answer:"
 ========================================  ===================================================================
 
-A label is a number from 0, a letter or the text of a choice; that of a classification is its text. ``answers`` is a
+A label is a number from 0, a letter or the text of a choice; that of a classification is its text, that of an image the
+name or the index of the model's class. ``answers`` is a
 list of which any is right.
 """
 
@@ -24,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from greenllm.bench.tasks.items import Item, Labelled, Question, Utterance
+from greenllm.bench.tasks.items import Entry, Item, Labelled, Picture, Question, Utterance
 
 
 def _plain(row: dict[str, Any]) -> Item:
@@ -59,6 +61,13 @@ def _labelled(row: dict[str, Any]) -> Labelled:
     return Labelled(f"Text: {_text(row['text'])}\nLabel:", row["label"])
 
 
+def _picture(row: dict[str, Any]) -> Picture:
+    label = row["label"]
+    if isinstance(label, bool) or not isinstance(label, (str, int)):
+        raise TypeError(f"its label {label!r} is neither the name nor the index of a class")
+    return Picture(Path(_text(row["image"])), label, "")
+
+
 def _free(row: dict[str, Any]) -> Question:
     context = f"Question: {_text(row['question'])}\nAnswer:" if "question" in row else _text(row["context"])
     given = row["answers"] if "answers" in row else [row["answer"]]
@@ -68,7 +77,7 @@ def _free(row: dict[str, Any]) -> Question:
 
 
 def _utterance(row: dict[str, Any]) -> Utterance:
-    return Utterance(Path(_text(row["audio"])), _text(row["text"]))
+    return Utterance(Path(_text(row["audio"])), _text(row["text"]), "")
 
 
 def _cleaned(text: str) -> str:
@@ -101,8 +110,9 @@ def _index(label: Any, choices: tuple[str, ...]) -> int:
     return label
 
 
-FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Item | Question | Labelled | Utterance]] = {
+FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
     ("audio", "text"): _utterance,
+    ("image", "label"): _picture,
     ("context", "choices", "label"): _plain,
     ("ctx", "endings", "label"): _hellaswag,
     ("question", "choices", "label"): _arc,

@@ -23,7 +23,6 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from greenllm.bench.chat import render
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.process import Failed
 from greenllm.bench.results import Score, TaskResult
@@ -32,6 +31,7 @@ from greenllm.bench.tasks.paired import compare
 from greenllm.bench.texts import Tokens
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
+from greenllm.template import render
 
 _ANSWER = 256  # tokens, where a task names no length: lm-eval's own default
 

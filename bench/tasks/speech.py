@@ -7,7 +7,6 @@ that of all their words together; its interval and that of a difference are from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from greenllm import audio
@@ -21,19 +20,15 @@ NOTE = "lower-cased, without punctuation and spare spaces; values are word error
 _METHOD = "computed: errors over words (jiwer), percentile bootstrap over clips"
 
 
-def checked(item: Utterance, folder: Path) -> Utterance:
-    """The item with its audio's full path, where a clip is there, whole, and inside ``folder``.
+def check_clip(item: Utterance) -> None:
+    """Nothing, where a clip is whole and has words.
 
     Raises:
         GreenError: it is not, or nothing is said in it.
     """
-    path = (folder / item.audio).resolve()
-    if item.audio.is_absolute() or not path.is_relative_to(folder.resolve()):
-        raise GreenError(f"{item.audio} leads out of {folder}.", "Give audio a path relative to the file, beside it.")
-    audio.read(path)
+    audio.read(item.file)
     if not words(item.text):
         raise GreenError(f"the text {item.text!r} has no words to be heard.")
-    return Utterance(path, item.text)
 
 
 def words(text: str) -> list[str]:
@@ -54,7 +49,7 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
     items = [i for i in task.items if isinstance(i, Utterance)]
     found = []
     for item in items:
-        clip = audio.read(item.audio)
+        clip = audio.read(item.file)
         found.append(errors(who.model.call("answer", clip, audio.most_tokens(clip), []), item.text))
         session.progress.advance()
     base = session.rows[0].tasks.get(task.name)

@@ -6,10 +6,8 @@ from typing import Any
 
 from greenllm.errors import GreenError
 from greenllm.export.bundle import Needs
+from greenllm.export.fits import CONTEXT, LAYOUT, RUNTIME
 
-TOKENS = 1024  # of KV cache that must fit, where the model can hold as many
-RUNTIME = 110e6  # bytes: Python, numpy, ONNX Runtime and a tokenizer
-LAYOUT = 1.6  # what ONNX Runtime's kernels make of 4-bit weights with a scale for every 32 (measured: 24 bytes for 18)
 ENVIRONMENT = 300e6  # bytes on disk, packages unpacked and as they come
 _SPARE = 20e6  # bytes that stay free
 _NAMES = {"arm64": "aarch64", "AMD64": "x86_64"}
@@ -37,8 +35,9 @@ def check(needs: Needs, facts: dict[str, Any]) -> str:
             "Install one there and name it: --python PATH."
             + (' Or export for a target that says genai: "0.11".' if needs.python != "3.10" else ""),
         )
-    tokens = min(needs.context, TOKENS)
-    parts = {"weights as its kernels lay them out": LAYOUT * needs.weight_bytes, "Python and runtime": RUNTIME}
+    tokens = min(needs.context, CONTEXT)
+    weights = LAYOUT["genai"] * needs.weight_bytes
+    parts = {"weights as its kernels lay them out": weights, "Python and runtime": RUNTIME["genai"]}
     parts |= {f"a KV cache of {tokens:,} tokens": needs.cache_bytes * tokens} if needs.cache_bytes else {}
     _room("memory", parts, facts["memory_free"], f" of {facts['memory'] / 1e6:,.0f} MB", "End what else runs there.")
     board = facts["board"] or facts["system"]

@@ -120,7 +120,7 @@ class Prune:
 
     def _prepare(self, checkpoint: Checkpoint) -> Callable[[Path, Context], dict[str, Any]]:
         """What is to be run; all that can be refused before is refused here."""
-        target = self._target(checkpoint)
+        target = self.keeps(checkpoint)
         if self.kind == "depth":
             return Depth(checkpoint, target, self.layers, self.rank)
         if self.kind == "width":
@@ -132,7 +132,7 @@ class Prune:
         check_pattern(checkpoint, sparsity)
         return lambda out, context: sparsify(checkpoint, sparsity, out, context)
 
-    def _target(self, checkpoint: Checkpoint) -> float | None:
+    def keeps(self, checkpoint: Checkpoint) -> float | None:
         """Number of weights to keep at most; None where something else says what goes."""
         if self.ratio and self.kind not in _SPARSE:
             return checkpoint.parameters * (1 - self.ratio)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from greenllm import __version__, hearing
-from greenllm.checkpoint import SPEECH, Checkpoint, stacks_of
+from greenllm import __version__
+from greenllm.checkpoint import IMAGES, SPEECH, Checkpoint, stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
@@ -30,6 +30,7 @@ from greenllm.step import Context
 from greenllm.walk import Batch, Walk
 
 _BATCH_TOKENS = 2048
+_PATCH = 16 * 16  # pixels of an image that count as a token
 MOST_TOKENS = 1 << 15  # of calibration: second moments gain nothing from more
 _LOSS, _INPUT = ".loss", ".input"  # notes about a module beside its tensors
 _LOOKUP = 0.1  # weight of a tied matrix's plain error as an embedding, beside its error as a head
@@ -100,10 +101,26 @@ def check_grids(checkpoint: Checkpoint, grids: Grids, options: dict[str, str] | 
 
 
 def batches(ids: Tensor) -> list[Tensor]:
-    """Samples [count, length] in batches of one shape; what is too much or does not fill the last one is left out."""
-    ids = ids[: max(1, MOST_TOKENS // ids.shape[1])]
-    rows = max(1, min(len(ids), _BATCH_TOKENS // ids.shape[1]))
+    """Samples in batches of one shape; what is too much or does not fill the last one is left out.
+
+    Args:
+        ids: tokens [count, length], or pixels [count, C, H, W].
+    """
+    length = ids.shape[1] if ids.dim() == 2 else max(1, ids[0, 0].numel() // _PATCH)  # noqa: PLR2004 - tokens
+    ids = ids[: max(1, MOST_TOKENS // length)]
+    rows = max(1, min(len(ids), _BATCH_TOKENS // length))
     return list(ids[: len(ids) // rows * rows].split(rows))
+
+
+def _nothing(checkpoint: Checkpoint) -> Tensor | list[Batch]:
+    """A sample of zeros, where what is seen does not matter."""
+    if checkpoint.task == SPEECH:
+        from greenllm import hearing
+
+        return hearing.blank(checkpoint)
+    if checkpoint.task in IMAGES:
+        return torch.zeros(1, *checkpoint.image_shape)
+    return torch.zeros(1, 8, dtype=torch.int64)
 
 
 def layout(checkpoint: Checkpoint, module: str, packed: Packed) -> Iterator[tuple[str, Tensor]]:
@@ -136,7 +153,9 @@ class Quantizer:
 
     def run(self, out: Path, context: Context) -> dict[str, Any]:
         """Write a checkpoint in the GPTQ tensor layout into ``out``; returns what the manifest keeps."""
-        walk = Walk(self.checkpoint, self._batches(context), context.work)
+        seen = context.samples() if self.rounding.calibrated or self.watches else _nothing(self.checkpoint)
+        given = seen if isinstance(seen, list) else [{self.checkpoint.input: b} for b in batches(seen)]
+        walk = Walk(self.checkpoint, given, context.work)
         context.progress.stage(f"quantizing {len(walk.blocks)} blocks", len(walk.blocks))
         walk.run(self._block, context.progress)
         copy_side_files(self.checkpoint.path, out)
@@ -144,14 +163,6 @@ class Quantizer:
         write_config(out, self.checkpoint.config, self._quantization_config(self._inputs(walk)))
         losses = {n.removesuffix(_LOSS): float(t) for n, t in walk.tensors() if n.endswith(_LOSS)}
         return _summary(self.checkpoint, losses)
-
-    def _batches(self, context: Context) -> list[Batch]:
-        if self.rounding.calibrated or self.watches:
-            given = context.samples()
-            return given if isinstance(given, list) else [{"input_ids": b} for b in batches(given)]
-        if self.checkpoint.task == SPEECH:
-            return hearing.blank(self.checkpoint)
-        return [{"input_ids": torch.zeros(1, 8, dtype=torch.int64)}]
 
     def _block(self, name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str, Tensor]:
         layers = {n: m for n, m in linears(block).items() if f"{name}.{n}" in self.grids}

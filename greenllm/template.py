@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from greenllm.bench.texts import read_json
 from greenllm.errors import GreenError
+from greenllm.tokens import read_json
 
 _FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
+_WITHOUT = "Ask without it: greenllm run --raw; greenllm bench without --chat."
 
 
 def template(directory: Path) -> str | None:
@@ -35,7 +36,7 @@ def render(directory: Path, messages: Sequence[dict[str, str]]) -> str:
 
     text = template(directory)
     if text is None:
-        raise GreenError(f"{directory} has no chat template.", "Leave out --chat.")
+        raise GreenError(f"{directory} has no chat template.", _WITHOUT)
     begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
     asked = [*messages][: len(messages) - bool(begun)]
     world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -44,7 +45,7 @@ def render(directory: Path, messages: Sequence[dict[str, str]]) -> str:
     try:
         said = world.from_string(text).render(messages=asked, add_generation_prompt=True, **_specials(directory))
     except Exception as e:  # whatever someone else's template does
-        raise GreenError(f"The chat template of {directory} fails: {e}.", "Leave out --chat.") from e
+        raise GreenError(f"The chat template of {directory} fails: {e}.", _WITHOUT) from e
     return said + begun
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_llama
 
 import greenllm
-from greenllm.bench import chat
+from greenllm import template as chat
 from greenllm.bench.tasks.choice import requests
 from greenllm.bench.tasks.items import Item
 from greenllm.bench.texts import Tokens

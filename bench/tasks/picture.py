@@ -1,0 +1,54 @@
+"""Image classification: a model's answer is the class with the largest logit; no prompt, no choices to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenllm.bench.results import TaskResult
+from greenllm.bench.session import Contender, Session
+from greenllm.bench.tasks.items import Picture, Task
+from greenllm.bench.tasks.paired import judge
+from greenllm.errors import GreenError
+from greenllm.tokens import read_json
+
+_BATCH = 16
+
+
+def labels(who: Contender, task: Task) -> list[int]:
+    """The class of each item, as this model numbers them.
+
+    Raises:
+        GreenError: it gives no classes, or not this one.
+    """
+    classes = who.info.vocabulary
+    if not classes:
+        raise GreenError(f"{who.row.name} does {who.info.task}: it has no classes to choose from.", "Leave out --task.")
+    told: Any = read_json(who.info.directory / "config.json").get("id2label")
+    names = {str(v): int(k) for k, v in told.items() if str(k).isdigit()} if isinstance(told, dict) else {}
+    found = []
+    for item in task.items:
+        if isinstance(item, Picture):
+            label = item.label if isinstance(item.label, int) else names.get(item.label, -1)
+            if not 0 <= label < classes:
+                known = f"0 to {classes - 1}" + (f"; {', '.join(list(names)[:10])}" if names else "")
+                raise GreenError(f"{item.where}: {who.row.name} has no class {item.label!r}.", f"It has {known}.")
+            found.append(label)
+    return found
+
+
+def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
+    """Show one model all items; fill in ``Row.tasks``, compared with the baseline's item by item."""
+    del chat  # checked before: nobody talks here
+    right: list[int] = []
+    want = labels(who, task)
+    files = [str(i.file) for i in task.items if isinstance(i, Picture)]
+    for at in range(0, len(files), _BATCH):
+        batch = files[at : at + _BATCH]
+        said = who.model.call("look", batch).argmax(1)
+        right += [int(a == b) for a, b in zip(said.tolist(), want[at : at + _BATCH], strict=True)]
+        session.progress.advance(len(batch))
+    base = session.rows[0].tasks.get(task.name)
+    before = base.scores["acc"] if base else None
+    who.row.tasks[task.name] = TaskResult(
+        total=task.total, chance=1 / who.info.vocabulary, scores={"acc": judge(right, before)}
+    )

@@ -1,0 +1,92 @@
+"""A vision encoder as a graph, and what makes pixels of images on a device that has no transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from greenllm.checkpoint import Checkpoint
+from greenllm.errors import GreenError
+from greenllm.images import PROCESSOR, Processor, answer_of, pictures
+from greenllm.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ALIKE = 1e-5  # between pixels that are sums in float32
+
+
+class Vision(nn.Module):
+    """Pixels [B, C, H, W] to logits or pooled states [B, K], or states [B, T, K] where it pools none."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """See the class."""
+        found: Tensor = answer_of(self.model(pixel_values=inputs[0]))[1]
+        return found
+
+
+def vision(checkpoint: Checkpoint, model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
+    """The model as a function of tensors, an example of its inputs, and the names of inputs and outputs.
+
+    Raises:
+        GreenError: it does not take pixels of the size that its configuration says.
+    """
+    example = torch.from_numpy(pictures(2, checkpoint.image_shape))
+    try:
+        with torch.no_grad():
+            name, _ = answer_of(model(pixel_values=example))
+    except (ValueError, RuntimeError, StopIteration) as e:
+        raise GreenError(f"{checkpoint.path}: it does not run on pixels of {checkpoint.image_shape}: {e}") from e
+    return Vision(model), (example,), (["pixel_values"], [name])
+
+
+def their_processor(directory: Path) -> Any:
+    """The processor that transformers has for a checkpoint, the one of Pillow and numpy; None where it has none.
+
+    Raises:
+        GreenError: its file is damaged or of a kind that transformers does not have.
+    """
+    # the top of transformers has this name only beside torchvision, which these processors do without
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    if not (directory / PROCESSOR).is_file():
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(
+            directory, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as e:
+        raise GreenError(f"{directory / PROCESSOR}: transformers cannot use it: {str(e).splitlines()[0][:200]}") from e
+
+
+def write_processor(checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
+    """Write every key of the preprocessing, its defaults too, and see that it works without transformers.
+
+    Raises:
+        GreenError: see :func:`their_processor`; or it gives other pixels without transformers.
+    """
+    theirs = their_processor(checkpoint.path)
+    if theirs is None:
+        progress.note(f"WARNING. There is no {PROCESSOR}: image files cannot be made pixels for this model.")
+        return
+    theirs.save_pretrained(out)
+    try:
+        ours = Processor(out)
+    except GreenError as e:
+        progress.note(f"WARNING. On a device without transformers its images cannot be prepared: {e.what}")
+        return
+    drawn = np.random.default_rng(0).integers(0, 256, (41, 67, 3), np.uint8)
+    image = Image.fromarray(drawn)
+    want = theirs(image, return_tensors="np")["pixel_values"][0]
+    got = ours(image)
+    if got.shape != want.shape or np.abs(got - want).max() > _ALIKE * max(1.0, float(np.abs(want).max())):
+        raise GreenError(f"{checkpoint.path / PROCESSOR}: without transformers it makes other pixels than with it.")

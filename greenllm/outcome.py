@@ -1,0 +1,105 @@
+"""What a recipe will leave of a model, told before it runs: how many weights, of how many bits; and if that can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from greenllm.export.fits import Fit, refuse_kind, refuse_misfit, shape_of, wanted
+from greenllm.export.targets import Format, Precision, Runtime, Target
+
+if TYPE_CHECKING:
+    from greenllm.checkpoint import Checkpoint
+    from greenllm.recipe import Recipe
+
+_TYPES: dict[int, Precision] = {2: "int4", 3: "int4", 4: "int4", 8: "int8"}  # what holds the codes
+_SCALE = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Number of weights, bits of each on average (scales included), and what holds the codes."""
+
+    parameters: int
+    bits: float
+    types: frozenset[Precision] = frozenset()
+
+
+def check_target(checkpoint: Checkpoint, recipe: Recipe, target: Target, to: Format | None, context: int | None) -> Fit:
+    """Whether what the recipe leaves runs on the target, in its memory; by default in the format that suits it best.
+
+    Raises:
+        GreenError: it does not; see :mod:`greenllm.export.fits`.
+    """
+    from greenllm.export import usual_format
+
+    runtime = to or usual_format(target, checkpoint)
+    left = outcome(checkpoint, recipe, runtime)
+    return check_runs(checkpoint, left, target, runtime, context)
+
+
+def check_runs(checkpoint: Checkpoint, left: Outcome, target: Target, runtime: Runtime, context: int | None) -> Fit:
+    """The same of a checkpoint as it is, or will be, by a given runtime."""
+    from greenllm.checkpoint import GENERATION
+    from greenllm.export.tensorrt import built_there
+
+    refuse_kind(target, runtime, set(left.types))
+    shape = shape_of(checkpoint.config, left.parameters, generates=checkpoint.task == GENERATION)
+    build = runtime == "tensorrt" and built_there(target)
+    return refuse_misfit(shape, target, runtime, bits=left.bits, context=wanted(shape, context), build=build)
+
+
+def stored(checkpoint: Checkpoint, runtime: Runtime, compute: Precision = "fp16") -> Outcome:
+    """Of a checkpoint as it is; of a runtime that computes in half precision, or else in what it is told."""
+    if not checkpoint.quantized:
+        types: list[Precision] = [compute] if runtime == "tensorrt" else []
+        return Outcome(checkpoint.parameters, 32 if compute == "fp32" else _dense(runtime), frozenset(types))
+    spec: dict[str, Any] = checkpoint.quantization or {}
+    widths = [spec.get("bits", 8 if spec.get("load_in_8bit") else 4)]
+    widths += [rule["bits"] for rule in (spec.get("dynamic") or {}).values() if "bits" in rule]
+    files = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
+    return Outcome(checkpoint.parameters, 8 * files / checkpoint.parameters, frozenset(_TYPES[b] for b in widths))
+
+
+def outcome(checkpoint: Checkpoint, recipe: Recipe, runtime: Runtime) -> Outcome:
+    """Of the checkpoint after the recipe's steps."""
+    found = stored(checkpoint, runtime)
+    for step in recipe.steps:
+        found = _after(step, found, checkpoint, _dense(runtime))
+    return found
+
+
+def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Outcome:
+    """Of one step; one that finds out as it runs how much it cuts counts as if it cut nothing."""
+    n = before.parameters
+    if step.name == "prune":
+        return Outcome(round(step.keeps(checkpoint) or n), before.bits, before.types)
+    if step.name == "mixed":
+        return Outcome(n, 8e6 * step.size / n if step.size else step.bits, before.types)
+    if step.name == "bitsandbytes":
+        wide = step.kind == "int8"
+        return Outcome(n, 8 if wide else 4.5, frozenset(["int8" if wide else "int4"]))
+    if step.name != "quantize":
+        return before
+    body = step.bits + _per_weight(step.group)
+    if checkpoint.input == "pixel_values":  # of a vision encoder all that is not in the blocks stays dense
+        from greenllm.quantize.linear import weight_of
+        from greenllm.quantize.run import quantizable
+
+        inside = sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / n
+        return Outcome(n, inside * body + (1 - inside) * dense, frozenset([_TYPES[step.bits]]))
+    outside = checkpoint.config.vocab_size * getattr(checkpoint.config, "hidden_size", 0) / n
+    outside = min(1.0, outside * (1 if checkpoint.tied else 2))
+    head = step.head_bits + _per_weight(step.head_group) if step.head_bits else dense
+    widths = {step.bits, step.head_bits} - {0}
+    return Outcome(n, (1 - outside) * body + outside * head, frozenset(_TYPES[b] for b in widths))
+
+
+def _per_weight(group: int) -> float:
+    """Bits of its scale; one of a whole row counts for nothing."""
+    return _SCALE / group if group > 0 else 0.0
+
+
+def _dense(runtime: Runtime) -> int:
+    """Bits of a weight that is not quantized."""
+    return 16 if runtime in ("tensorrt", "edge-llm", "gguf") else 32
