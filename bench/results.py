@@ -55,7 +55,7 @@ METRICS: dict[str, Metric] = {
     "energy_gross": Metric("Energy per query, gross", "Energy", "lower"),
     "energy_net": Metric("Energy per query, net of idle", "Energy", "lower"),
     "energy_load": Metric("Energy of a start, gross", "Energy", "lower"),
-    "energy_prefill": Metric("Energy of prefill, per prompt token, gross", "Energy", "lower"),
+    "energy_prefill": Metric("Energy of prefill, per prompt token or clip, gross", "Energy", "lower"),
     "energy_decode": Metric("Energy of decode, per answered token, gross", "Energy", "lower"),
     "carbon_gross": Metric("Carbon per query, gross", "Energy", "lower"),
     "carbon_net": Metric("Carbon per query, net of idle", "Energy", "lower"),

@@ -64,8 +64,11 @@ def _figures(
     found = {"energy_gross": gross, "energy_net": net}
     if "prefill" in parts:
         first = spent("prefill", [q.first for q in asked])[0]
-        amount, unit = who.rounds.prompt, "s" if who.rounds.kind == "clip" else "token"
-        note = f"a window of prompts of {amount:g} {unit}s, one token answered; everything the meter covers"
+        clip = who.rounds.kind == "clip"
+        amount, unit, asks = (
+            (1, "clip", "one clip") if clip else (len(who.prompt), "token", f"{len(who.prompt)} tokens")
+        )
+        note = f"a window of prompts of {asks}, one token answered; everything the meter covers"
         prefill = first.scaled(1 / amount, f"J/{unit}").model_copy(update={"note": note})
         note = f"a query less its prefill, over the {query.answer - 1} tokens after the first"
         rest = _less(gross, first).scaled(1 / (query.answer - 1), "J/token").model_copy(update={"note": note})
