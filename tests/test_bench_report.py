@@ -71,6 +71,13 @@ def test_what_is_written_follows_the_published_schema(tmp_path):
         jsonschema.validate({"rows": 1}, schema)
 
 
+@pytest.mark.parametrize(("grid", "says"), [({}, "Energy is"), ({"grid": "DEU"}, "Energy and carbon are")])
+def test_what_is_estimated_is_said_with_or_without_a_country(grid, says):
+    found = results()
+    found.settings |= {"meter": "estimated:codecarbon"} | grid
+    assert f"{says} <strong>estimated" in render(found, "report.html.jinja")
+
+
 def test_runs_of_one_machine_and_of_another():
     found = merge.merge([results(), results(), results(cpu="Cortex", threads=4)])
     assert [r.name for r in found.rows] == ["base", "small", "base (run 2)", "small (run 2)", "base (run 3)",
