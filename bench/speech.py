@@ -72,7 +72,7 @@ def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]
         who.weights = 0  # a token reads none of the encoder's: no bandwidth is told
         who.rounds = latency.Rounds(seconds, kind="clip")
     answer = _written(session, audio.most_tokens(clip))
-    words = f"{name} ({seconds:.1f} s) is heard and exactly {answer} tokens are written, greedy"
+    words = f"the clip {name} ({seconds:.1f} s) is heard and exactly {answer} tokens are written, greedy"
     said = {"clip_s": round(seconds, 3), "answer_tokens": answer, "query": words}
     return Query(0, answer), said | {"text": ", ".join(t.name for t in tasks)}
 

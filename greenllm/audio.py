@@ -14,6 +14,7 @@ RATE = 16000  # samples a second: what models of speech hear
 _SHORTEST, _LONGEST = 0.1, 120.0  # seconds of a clip
 _TOKENS = 6.5  # a second: what speech has at most; past it a model repeats itself (Moonshine's own limit)
 _ROOM = 8
+_UNTOLD = 0xFFFFFFF0  # bytes: what a writer of a stream says who does not know
 
 
 def read(path: Path) -> NDArray[np.float32]:
@@ -32,6 +33,7 @@ def read(path: Path) -> NDArray[np.float32]:
         raise GreenError(f"Audio cannot be read here ({e}).", 'Install it: pip install "greenllm[audio]".') from e
     if not path.is_file():
         raise GreenError(f"{path}: no such audio file.")
+    _check_whole(path)
     try:
         with soundfile.SoundFile(path) as file:
             told, own = file.frames, file.samplerate
@@ -65,6 +67,15 @@ def check_rate(directory: Path) -> None:
 def most_tokens(clip: NDArray[np.float32]) -> int:
     """Tokens that a clip's transcript may have."""
     return int(len(clip) / RATE * _TOKENS) + _ROOM
+
+
+def _check_whole(path: Path) -> None:
+    """A ``.wav`` says how long it is; libsndfile reads one that was cut as if it had been meant so."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    told, there = int.from_bytes(head[4:], "little") + 8, path.stat().st_size
+    if head[:4] == b"RIFF" and told < _UNTOLD and told > there + 1:  # a last odd byte's padding is often left out
+        raise GreenError(f"{path} is damaged: {there:,} of its {told:,} bytes are there.", "Copy it again.")
 
 
 def _check_length(path: Path, seconds: float) -> None:

@@ -41,6 +41,13 @@ def test_a_clip_is_one_channel_at_the_models_rate(tmp_path):
     assert np.abs(got - want)[500:-500].max() < 1e-3
 
 
+def test_a_stream_that_does_not_know_its_length_is_read(tmp_path):
+    raw = bytearray(tone(tmp_path / "a.wav").read_bytes())
+    raw[4:8] = raw[40:44] = b"\xff\xff\xff\xff"
+    (tmp_path / "b.wav").write_bytes(raw)
+    assert np.array_equal(audio.read(tmp_path / "b.wav"), audio.read(tmp_path / "a.wav"))
+
+
 def test_bad_clips_are_told_with_their_line(tmp_path):
     good = {"audio": "a.wav", "text": "a tone"}
     tone(tmp_path / "a.wav")
@@ -49,6 +56,7 @@ def test_bad_clips_are_told_with_their_line(tmp_path):
     tone(inner / "a.wav")
     (inner / "noise.wav").write_bytes(b"RIFF" + bytes(100))
     (inner / "cut.flac").write_bytes(tone(tmp_path / "c.flac").read_bytes()[:4000])
+    (inner / "cut.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:20000])
     (inner / "link.wav").symlink_to(tmp_path / "a.wav")
     soundfile.write(inner / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
     tone(inner / "short.wav", 0.01)
@@ -56,7 +64,8 @@ def test_bad_clips_are_told_with_their_line(tmp_path):
     for name, says in [
         ("../a.wav", "line 2: .*no path below"), (str(inner / "a.wav"), "no path below"), ("link.wav", "no path below"),
         ("no.wav", "line 2: there is no audio"), ("noise.wav", "line 2: .*cannot be read as audio"),
-        ("cut.flac", "line 2: "), ("nan.wav", "line 2: .*NaN"), ("short.wav", "lasts 0.01 s"),
+        ("cut.flac", "line 2: "), ("cut.wav", "20,000 of its 32,044 bytes"),
+        ("nan.wav", "line 2: .*NaN"), ("short.wav", "lasts 0.01 s"),
         ("long.wav", "lasts 121.00 s"), (".", "no path below"),
     ]:  # fmt: skip
         with pytest.raises(GreenError, match=says):
