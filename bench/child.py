@@ -80,9 +80,17 @@ class Server:
             found.append((total, bool((logits.argmax(-1) == tokens[start:]).all())))
         return found
 
-    def answer(self, prompt: list[int], most: int, stops: list[str]) -> str:
+    def answer(self, prompt: Any, most: int, stops: list[str]) -> str:
         """What it writes after a prompt: see :func:`greenllm.bench.answers.write`."""
         return answers.write(self._ready, Tokens(self._ready.info.directory), prompt, most, stops)
+
+    def count(self, prompt: Any, most: int) -> int:
+        """Tokens that it writes after a prompt, the one that ends it included."""
+        ends = Tokens(self._ready.info.directory).ends
+        for n, token in enumerate(self._ready.stream(prompt, most), 1):
+            if token in ends:
+                return n
+        return most
 
     def look(self, files: list[str]) -> NDArray[np.float32]:
         """What a vision encoder says of image files: see :meth:`encode`."""

@@ -11,6 +11,7 @@ _BY_ROUND = (
     "decode",
     "first_token",
     "encode",
+    "real_time",
     "load",
     "load_cold",
     *(f"{x}_p{p}" for x in ("token", "text", "image") for p in (50, 95, 99)),

@@ -110,9 +110,15 @@ class _Instant(Decoder):
 
 @dataclass
 class Rounds:
-    """All queries of one model; a round is what it did in one turn. ``kind`` is what is embedded."""
+    """All queries of one model; a round is what it did in one turn.
 
-    prompt: int
+    Attributes:
+        prompt: tokens of a text; seconds of a clip.
+        rounds: the queries of each.
+        kind: what is asked about: "text", "image" or "clip".
+    """
+
+    prompt: float
     rounds: list[list[Query]] = field(default_factory=list)
     kind: str = "text"
 
@@ -132,7 +138,11 @@ class Rounds:
         among them where each round has tokens beyond it.
         """
         first, steps = self.first(), self.steps()
-        if steps:
+        if self.kind == "clip":
+            whole = [sum(q.seconds for q in r) / len(r) for r in self.rounds]
+            found = {"real_time": [t / self.prompt for t in whole], "decode": [1 / s for s in steps],
+                     "first_token": [t * 1000 for t in first]}  # fmt: skip
+        elif steps:
             found = {"prefill": [self.prompt / t for t in first], "decode": [1 / s for s in steps],
                      "first_token": [t * 1000 for t in first]}  # fmt: skip
         else:
@@ -151,7 +161,7 @@ class Rounds:
 
     def measurements(self) -> dict[str, Measurement]:
         """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""
-        units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": f"{self.kind}s/s"}
+        units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": f"{self.kind}s/s", "real_time": "s/s"}
         found = {k: log_mean(v, units.get(k, "ms"), "measured:clock") for k, v in self.samples().items()}
         name, times = self._times()
         pooled = [t for each in times for t in each]
@@ -170,7 +180,7 @@ class Rounds:
 
     def narrow(self, width: float) -> bool:
         """Whether every speed is known to ± ``width`` of itself."""
-        speeds = [v for k, v in self.samples().items() if k in ("prefill", "decode", "encode")]
+        speeds = [v for k, v in self.samples().items() if k in ("prefill", "decode", "encode", "real_time")]
         found = [log_mean(v, "", "") for v in speeds]
         return all(m.ci95 is not None and m.ci95[1] <= m.value * (1 + width) for m in found)
 

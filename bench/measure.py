@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, spend, texts, vision
+from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, speech, spend, texts, vision
 from greenllm.bench import energy as meters
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks import Task, run
@@ -14,6 +15,8 @@ from greenllm.errors import GreenError
 from greenllm.template import template
 
 Harness = Callable[[Session, int, bool], None]  # items of a task, and whether in a chat
+# What takes something else than text; a module of each says who takes it, what is refused, asked and compared.
+_SENSES: tuple[ModuleType, ...] = (vision, speech)
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         GreenError: what was asked is not for these models.
     """
     encoders = any(c.info.task == "feature-extraction" for c in session.live)
+    sense = next((s for s in _SENSES if s.takes(session)), None)
     _check(session, asked, encoders=encoders)
-    query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
-    if vision.seeing(session):
-        query = Query(0, 0)
-        vision.cut(session)
+    words: dict[str, Any] = {}
+    if sense:
+        query, words = sense.cut(session, asked.tasks)
     else:
+        query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
         phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
     if asked.loads:
         loads.run(session, asked.loads)
@@ -66,13 +70,12 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         lengths.run(session, asked.corpus, asked.lengths)
     if asked.batches:
         batches.run(session, query.answer, asked.effort, asked.batches)
-    seen: dict[str, str] = {}
     spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
     if encoders:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
-    elif vision.seeing(session):
-        seen = {"images": vision.see(session, asked.tasks, asked.effort.sentences)}
+    elif sense:
+        words |= sense.quality(session, asked.tasks, asked.effort.sentences)
         run(session, asked.tasks)
     else:
         phases.score(session)
@@ -82,15 +85,15 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if asked.bisect:
         bisect.run(session)
     compare.ratios(session)
-    words = protocol.query_settings(query)
-    words |= seen or protocol.text_settings(session, asked.corpus, asked.window)
+    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
     return {**words, "chat": asked.chat, **stopped, **spent}
 
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
     others = any((asked.pairs, asked.harness, asked.lengths, asked.chat, asked.bisect))
-    vision.check(session, asked.tasks, others=others)
+    for sense in _SENSES:
+        sense.check(session, asked.tasks, others=others, batches=bool(asked.batches))
     if encoders and (asked.tasks or asked.harness or asked.lengths):
         raise GreenError(
             "Tasks and lengths ask text generators; these are encoders.", "Leave out --task, --lm-eval and --length."

@@ -98,7 +98,7 @@ def bootstrap(samples: Sequence[float], unit: str, method: str, seed: int = 0) -
     return Measurement(value=mean, unit=unit, n=x.size, ci95=ci, method=method)
 
 
-def statistic(samples: Sequence[float], function: Callable[..., Any], unit: str, method: str) -> Measurement:
+def statistic(samples: Sequence[Any], function: Callable[..., Any], unit: str, method: str) -> Measurement:
     """A statistic of samples (of its first axis), e.g. a correlation; percentile bootstrap interval."""
     x = np.asarray(samples, dtype=np.float64)
     rng = np.random.default_rng(0)

@@ -20,8 +20,6 @@ def query_settings(query: Query) -> dict[str, Any]:
     if query.answer:
         words = f"a prompt of {query.prompt} tokens is read and exactly {query.answer} tokens are answered, greedy"
         return {"prompt_tokens": query.prompt, "answer_tokens": query.answer, "query": words}
-    if not query.prompt:
-        return {"query": "one image goes through the model; reading it and making pixels of it are not in the time"}
     return {"prompt_tokens": query.prompt, "query": f"one text of up to {query.prompt} tokens is embedded"}
 
 
@@ -124,6 +122,13 @@ def _tasks(tasks: dict[str, TaskResult], *, chat: bool) -> str:
             "Free answers, without examples: 32 tokens or a line at most, greedy; right if one of the given answers, "
             "but for case, punctuation and articles. Interval: Wilson's."
         )
+    if "wer" in kinds:
+        said.append(
+            "Speech: word errors (substitutions, deletions, insertions; jiwer) over all words of the references, both "
+            "lower-cased and without punctuation; greedy, 6.5 tokens a second of the clip at most. Clips of other "
+            "rates are resampled to the model's own (soxr), channels averaged. Interval: percentile bootstrap over "
+            "clips, of the paired difference too; few clips make it too narrow."
+        )
     if harness:
         said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
     said.append(_PAIRED)
@@ -178,7 +183,7 @@ def _energy(s: dict[str, Any]) -> str:
 
 def _carbon(s: dict[str, Any]) -> str:
     tokens = "answered, their share of the prompt included" if "answer_tokens" in s else "read"
-    per = f" Per 1000 tokens: gross, per 1000 tokens {tokens}." if "prompt_tokens" in s else ""
+    per = f" Per 1000 tokens: gross, per 1000 tokens {tokens}." if {"prompt_tokens", "answer_tokens"} & set(s) else ""
     found = (
         f"Energy times {s['grid_g_per_kwh']} gCO2e/kWh ({s['grid']}; {s['grid_source']}). Operation only: making the "
         f"machine and the model is not in it.{per}"

@@ -16,7 +16,7 @@ from greenllm.bench.report.words import interval, number
 from greenllm.bench.results import METRICS, Outcome, Requirement, Results, Row
 from greenllm.errors import GreenError
 
-ACCURACY = "accuracy"
+ACCURACY, WER = "accuracy", "wer"
 _SHORT = {
     "ppl": "perplexity", "gco2e": "carbon_gross", "energy": "energy_gross", "size": "disk", "bits": "bits_per_weight",
     "latency": "token_p50",
@@ -49,15 +49,16 @@ def parse(text: str) -> Limit:
     if not match:
         raise GreenError(f"--require {text!r} is no requirement.", "For instance 'ppl<=1.03x' or 'accuracy>=-1%'.")
     name, sign, value, kind = match[1].lower(), match[2], float(match[3]), (match[4] or "").lower()
-    known = [*_SHORT, ACCURACY, *METRICS]
+    known = [*_SHORT, ACCURACY, WER, *METRICS]
     if name not in known:
         near = difflib.get_close_matches(name, known, 3)
         raise GreenError(
             f"--require {text!r}: no metric is called {name}.",
             f"{'Near are ' + ', '.join(near) + '; all' if near else 'There'} are {', '.join(known)}.",
         )
-    if name == ACCURACY and kind == "x":
-        raise GreenError(f"--require {text!r}: accuracy is compared in points.", "For instance accuracy>=-1%.")
+    if name in (ACCURACY, WER) and kind == "x":
+        example = "accuracy>=-1%" if name == ACCURACY else "wer<=2%"
+        raise GreenError(f"--require {text!r}: {name} is compared in points.", f"For instance {example}.")
     return Limit(text.strip(), _SHORT.get(name, name), sign == "<=", value, kind)
 
 
@@ -83,11 +84,12 @@ def enforce(requirements: Sequence[Requirement], *, strict: bool) -> None:
 
 
 def _figures(limit: Limit, row: Row) -> Iterator[tuple[str, Measurement | None]]:
-    if limit.metric == ACCURACY:
-        for name, task in row.tasks.items():
+    if limit.metric in (ACCURACY, WER):
+        tasks = {name: task for name, task in row.tasks.items() if (WER in task.scores) == (limit.metric == WER)}
+        for name, task in tasks.items():
             paired = task.main.against
             yield name, task.main.measured if not limit.kind else paired.difference if paired else None
-        if not row.tasks:
+        if not tasks:
             yield "", None
     else:
         yield "", row.ratios.get(limit.metric) if limit.kind else row.measurements.get(limit.metric)
@@ -98,7 +100,7 @@ def _judge(limit: Limit, row: Row, where: str, found: Measurement | None) -> Req
     if row.error or found is None:
         why = row.error or ("there is nothing to compare it with" if limit.kind else "it was not measured")
         return Requirement(text=limit.text, model=row.name, outcome="failed", found=f"{of}{why}")
-    change = limit.kind == "%" and limit.metric != ACCURACY
+    change = limit.kind == "%" and limit.metric not in (ACCURACY, WER)
     bound = 1 + limit.value / 100 if change else limit.value
     low, high = found.ci95 or (found.value, found.value)
     outcome = _outcome(low, high, bound, most=limit.most)

@@ -60,7 +60,7 @@ EFFORTS = {
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked again and again: ``prompt`` tokens read (0: an image), ``answer`` written (0: an embedding)."""
+    """What is asked again and again: ``prompt`` tokens read (0: an image or a clip), ``answer`` written (0: none)."""
 
     prompt: int
     answer: int
@@ -76,7 +76,7 @@ class Contender:
     info: Info = field(default_factory=lambda: Info("", Path()))
     weights: int = 0  # bytes that a token reads
     windows: texts.Windows | None = None
-    prompt: Any = field(default_factory=list)  # tokens, or the pixels of an image
+    prompt: Any = field(default_factory=list)  # tokens, the pixels of an image, or a clip, float32 [samples]
     rounds: latency.Rounds = field(default_factory=lambda: latency.Rounds(0))
 
 
@@ -136,9 +136,8 @@ class Session:
             self.progress.advance()
         tasks = {c.info.task for c in self.live}
         if len(tasks) > 1:
-            raise GreenError(
-                f"Models for {' and '.join(sorted(tasks))} cannot be benched against each other.", "Do them apart."
-            )
+            kinds = " and ".join(sorted(tasks))
+            raise GreenError(f"Models for {kinds} cannot be benched against each other.", "Do them apart.")
 
     def _load(self, who: Contender) -> None:
         begin = time.perf_counter()

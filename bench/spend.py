@@ -64,8 +64,12 @@ def _figures(
     found = {"energy_gross": gross, "energy_net": net}
     if "prefill" in parts:
         first = spent("prefill", [q.first for q in asked])[0]
-        note = f"a window of prompts of {len(who.prompt)} tokens, one token answered; everything the meter covers"
-        prefill = first.scaled(1 / len(who.prompt), "J/token").model_copy(update={"note": note})
+        clip = who.rounds.kind == "clip"
+        amount, unit, asks = (
+            (1, "clip", "one clip") if clip else (len(who.prompt), "token", f"{len(who.prompt)} tokens")
+        )
+        note = f"a window of prompts of {asks}, one token answered; everything the meter covers"
+        prefill = first.scaled(1 / amount, f"J/{unit}").model_copy(update={"note": note})
         note = f"a query less its prefill, over the {query.answer - 1} tokens after the first"
         rest = _less(gross, first).scaled(1 / (query.answer - 1), "J/token").model_copy(update={"note": note})
         found |= {"energy_prefill": prefill, "energy_decode": rest}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from greenllm import images
 from greenllm.bench import fidelity, latency
 from greenllm.bench.measurement import bootstrap
-from greenllm.bench.session import Contender, Session
+from greenllm.bench.session import Contender, Query, Session
 from greenllm.bench.tasks import picture
 from greenllm.bench.tasks.items import Picture, Task
 from greenllm.errors import GreenError
@@ -18,26 +19,28 @@ from greenllm.errors import GreenError
 BATCH = 16
 
 
-def seeing(session: Session) -> bool:
+def takes(session: Session) -> bool:
     """Whether the models (all of one task) take images."""
     return any(c.info.image for c in session.live)
 
 
-def check(session: Session, tasks: Sequence[Task], *, others: bool) -> None:
+def check(session: Session, tasks: Sequence[Task], *, others: bool, batches: bool = False) -> None:
     """Refuse before anything is measured what these models cannot do.
 
     Args:
         session: with all models loaded.
         tasks: what they are to be asked.
         others: whether something that takes text was asked for too.
+        batches: whether several at once were, which they can.
 
     Raises:
         GreenError: text for vision encoders, images for others, or a label that a model does not know.
     """
+    del batches
     pictured = [isinstance(t.items[0], Picture) for t in tasks]
-    if not seeing(session):
+    if not takes(session):
         if any(pictured):
-            raise GreenError("A task of images asks image classifiers; these models read text.")
+            raise GreenError("A task of images asks image classifiers; these models see nothing.")
         return
     if others or not all(pictured):
         raise GreenError(
@@ -49,14 +52,21 @@ def check(session: Session, tasks: Sequence[Task], *, others: bool) -> None:
             picture.labels(who, task)
 
 
-def cut(session: Session) -> None:
-    """Give every model an image of its own size; what is in it makes no difference to its time."""
+def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]:
+    """Give every model an image of its own size; what is in it makes no difference to its time.
+
+    Returns the query, and the settings that its report must name.
+    """
+    del tasks
     for who in session.live:
         who.prompt = images.pictures(1, who.info.image)[0]
         who.rounds = latency.Rounds(1, kind="image")
+    return Query(0, 0), {
+        "query": "one image goes through the model; reading it and making pixels of it are not in the time"
+    }
 
 
-def see(session: Session, tasks: Sequence[Task], count: int) -> str:
+def quality(session: Session, tasks: Sequence[Task], count: int) -> dict[str, str]:
     """Answers beside the baseline's, to ``count`` images of the first task or made-up ones; returns which."""
     files = [str(i.file) for t in tasks[:1] for i in t.items if isinstance(i, Picture)][:count]
     session.progress.stage("quality", len(session.live))
@@ -71,7 +81,8 @@ def see(session: Session, tasks: Sequence[Task], count: int) -> str:
             elif source is not None:
                 _compare(who, source, found)
         session.progress.advance()
-    return f"{len(files)} images of {tasks[0].name}" if files else f"{count} made-up images, noise that falls as 1/f"
+    made = f"{count} made-up images, noise that falls as 1/f"
+    return {"images": f"{len(files)} images of {tasks[0].name}" if files else made}
 
 
 def _answers(who: Contender, files: list[str], count: int) -> NDArray[np.float32]:

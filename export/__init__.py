@@ -164,6 +164,10 @@ def check_format(source: Checkpoint, to: str) -> Format:
     """
     if to not in get_args(Format):
         raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))}.")
+    if source.task == "automatic-speech-recognition":
+        raise GreenError(
+            "Transcribers are not exported yet.", "greenllm quantize makes them smaller; greenllm bench measures them."
+        )
     if to == "genai" and source.task != "text-generation":
         raise GreenError(f"ORT-GenAI runs decoders; this model does {source.task}.", "Export it with --to onnx.")
     if to == "tensorrt" and source.input == "pixel_values":

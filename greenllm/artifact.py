@@ -308,6 +308,30 @@ def inside(name: str) -> str:
     return name
 
 
+def placed(folder: Path, name: object, where: str, kind: str = "image") -> Path:
+    """The file ``name`` below ``folder``.
+
+    Args:
+        folder: of the file that names it.
+        name: a relative path, as it was read.
+        where: file and line, for the error.
+        kind: what it is, for the error.
+
+    Raises:
+        GreenError: it is no text, leaves the folder, or is not there.
+    """
+    try:
+        file = folder / inside(name if isinstance(name, str) else "")
+        below = file.resolve().is_relative_to(folder.resolve())
+    except (GreenError, ValueError, OSError, RuntimeError):  # a NUL, a name too long, a ring of links
+        below = False
+    if not below:
+        raise GreenError(f"{where}: the {kind} {name!r} is no path below {folder}.", "Paths begin there.")
+    if not file.is_file():
+        raise GreenError(f"{where}: there is no {kind} {file}.", f"Paths begin at {folder}.")
+    return file
+
+
 def _first_error(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]

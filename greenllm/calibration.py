@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from greenllm import images
-from greenllm.checkpoint import GENERATION, IMAGES, Checkpoint
+from greenllm import artifact, images
+from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
 
+Batch = dict[str, Tensor]  # what a model is called with
 _CACHE = 200 << 20  # bytes of keys and values while the model speaks
 _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "prompt")
 
 
 def samples(
     checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None
-) -> Tensor:
+) -> Any:
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
+
+    A transcriber's are batches of its inputs, one a clip; see :func:`greenllm.hearing.samples`.
 
     Args:
         checkpoint: whose tokenizer (and, for "self", whose own words) are used.
@@ -40,6 +44,10 @@ def samples(
     """
     if checkpoint.task in IMAGES:
         return _images(checkpoint, source, count, seed)
+    if checkpoint.task == SPEECH:
+        from greenllm import hearing
+
+        return hearing.samples(checkpoint, source, count, progress or Silent())
     if source == "self":
         return own_samples(checkpoint, count, length, seed, progress or Silent())
     from transformers import AutoTokenizer
@@ -78,7 +86,7 @@ def _image_files(source: str) -> Iterator[Path]:
             'Give --calibration images.jsonl with rows {"image": "path.jpg"}; the recipe int8 needs no data.',
         )
     for n, row in _rows(path):
-        yield images.placed(path.parent, row.get("image"), f"{path}, line {n}")
+        yield artifact.placed(path.parent, row.get("image"), f"{path}, line {n}")
 
 
 def tokens_of(tokenizer: Any, source: str, need: int) -> Tensor:
@@ -169,12 +177,39 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
     if checkpoint is not None and checkpoint.task in IMAGES:
         for file in itertools.islice(_image_files(source), 1):
             images.opened(file)
+    elif checkpoint is not None and checkpoint.task == SPEECH:
+        from greenllm import hearing
+
+        hearing.clips(source, 1)
     elif source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
         next(iter(texts(source)))
 
 
-def describe(source: str, ids: Tensor, seed: int) -> dict[str, Any]:
+def save(samples: Tensor | list[Batch], file: Path) -> None:
+    """Keep samples for a run that goes on."""
+    if isinstance(samples, list):
+        save_file({f"{i:05d}.{k}": t.contiguous() for i, b in enumerate(samples) for k, t in b.items()}, file)
+    else:
+        save_file({"input_ids": samples.contiguous()}, file)
+
+
+def load(file: Path) -> Any:
+    """What :func:`save` kept."""
+    stored, found = load_file(file), dict[str, Batch]()
+    if "input_ids" in stored:
+        return stored["input_ids"]
+    for name in sorted(stored):
+        number, _, key = name.partition(".")
+        found.setdefault(number, {})[key] = stored[name]
+    return list(found.values())
+
+
+def describe(source: str, ids: Tensor | list[Batch], seed: int) -> dict[str, Any]:
     """What the manifest says of the samples."""
+    if isinstance(ids, list):
+        from greenllm import hearing
+
+        return hearing.describe(source, ids, seed)
     digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
     size: dict[str, Any] = {"length": ids.shape[1]} if ids.dim() == 2 else {"shape": list(ids.shape[1:])}  # noqa: PLR2004
     return {"source": source, "samples": ids.shape[0], **size, "seed": seed, "sha256": digest}

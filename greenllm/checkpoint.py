@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
 IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
+SPEECH = "automatic-speech-recognition"
+_INPUTS = {**dict.fromkeys(IMAGES, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -48,7 +50,7 @@ class Checkpoint:
         path: the directory.
         parents: provenance, from the nearest to the source.
         config: transformers' configuration, without ``quantization_config``.
-        task: "text-generation", "feature-extraction", "text-classification" or one of :data:`IMAGES`.
+        task: "text-generation", "feature-extraction", "text-classification", :data:`SPEECH` or one of :data:`IMAGES`.
         tied: whether head and embedding are one matrix.
     """
 
@@ -61,7 +63,7 @@ class Checkpoint:
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
         tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
-        self.tied = tied and self.task == GENERATION  # an encoder has no head to share with
+        self.tied = tied and self.task in (GENERATION, SPEECH)  # an encoder has no head to share with
         self.config.tie_word_embeddings = self.tied
 
     @property
@@ -80,8 +82,8 @@ class Checkpoint:
 
     @property
     def input(self) -> str:
-        """What the model is called with: "pixel_values" or "input_ids"."""
-        return "pixel_values" if self.task in IMAGES else "input_ids"
+        """What the model is called with: "input_ids", "pixel_values" or "input_values"."""
+        return _INPUTS.get(self.task, "input_ids")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -312,6 +314,22 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return name, found
 
 
+def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The lists of blocks that hidden states go through, in their order: one, or the encoder's and the decoder's.
+
+    Raises:
+        GreenError: see :func:`blocks_of`.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [blocks_of(model)]
+    names = {id(m): n for n, m in model.named_modules()}
+    found = []
+    for part in (model.get_encoder(), model.get_decoder()):  # type: ignore[operator]
+        inner, blocks = blocks_of(part)
+        found.append((f"{names[id(part)]}.{inner}", blocks))
+    return found
+
+
 def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     from transformers import AutoConfig
 
@@ -343,6 +361,7 @@ def _task(config: PretrainedConfig) -> str:
         GENERATION: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         CLASSIFICATION: auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         IMAGE_CLASSES: auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        SPEECH: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     }
     for task, known in heads.items():
         if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
@@ -357,7 +376,7 @@ def _auto_class(task: str) -> Any:
 
     return {
         GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
-        IMAGE_CLASSES: t.AutoModelForImageClassification,
+        IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
     }.get(task, t.AutoModel)  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm import artifact
 from greenllm.errors import GreenError
 
 if TYPE_CHECKING:  # a device that takes text has no Pillow
@@ -21,29 +20,6 @@ PROCESSOR = "preprocessor_config.json"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # no others: some of Pillow's readers start other programs
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}  # what Processor can do
 Pixels = NDArray[np.float32]
-
-
-def placed(folder: Path, name: object, where: str) -> Path:
-    """The image file ``name`` below ``folder``.
-
-    Args:
-        folder: of the file that names it.
-        name: a relative path, as it was read.
-        where: file and line, for the error.
-
-    Raises:
-        GreenError: it is no text, leaves the folder, or is not there.
-    """
-    try:
-        file = folder / artifact.inside(name if isinstance(name, str) else "")
-        below = file.resolve().is_relative_to(folder.resolve())
-    except (GreenError, ValueError, OSError, RuntimeError):  # a NUL, a name too long, a ring of links
-        below = False
-    if not below:
-        raise GreenError(f"{where}: the image {name!r} is no path below {folder}.", "Name images from there.")
-    if not file.is_file():
-        raise GreenError(f"{where}: there is no image {file}.", f"Paths begin at {folder}.")
-    return file
 
 
 def opened(file: Path) -> Image.Image:

@@ -77,8 +77,8 @@ def plan(
 
         model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
-    kind = None if to is None else check_format(checkpoint, to)
-    _check_images(checkpoint, found)
+    kind = check_format(checkpoint, to or usual_format(device, checkpoint)) if device else None
+    _check_input(checkpoint, found)
     for step in found.steps:
         step.check(checkpoint)
     if found.calibrated:
@@ -86,17 +86,17 @@ def plan(
 
         check_source(found.calibration.source, checkpoint)
     fit = check_target(checkpoint, found, device, kind, context) if device else None
-    here = device is None or (to or usual_format(device, checkpoint)) not in ("tensorrt", "edge-llm")
+    here = kind not in ("tensorrt", "edge-llm")
     return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), to, fit, here)
 
 
-def _check_images(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def _check_input(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Refuse steps that know text alone."""
     other = [s.name for s in recipe.steps if s.name != "quantize"]
-    if checkpoint.input == "pixel_values" and other:
+    if checkpoint.input != "input_ids" and other:
         raise GreenError(
             f"The step {other[0]} takes models of text; this one does {checkpoint.task}.",
-            "Images take the step quantize: --recipe int8, or int4 with --calibration images.jsonl.",
+            "Images and speech take the step quantize: --recipe int8, or int4 with --calibration FILE.jsonl of them.",
         )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from greenllm.checkpoint import Checkpoint
 from greenllm.progress import Progress, Silent, clock
@@ -37,7 +36,7 @@ class Context:
 
     Attributes:
         work: a directory of its own for committed work; kept when the run is interrupted.
-        samples: makes the calibration samples, int64 [count, length], on first use.
+        samples: makes the calibration samples on first use: int64 [count, length], or a transcriber's batches.
         seed: for whatever is random.
         progress: told how far it is.
         source: the checkpoint that a recipe began with; None where none is known.
@@ -45,7 +44,7 @@ class Context:
     """
 
     work: Path
-    samples: Callable[[], Tensor]
+    samples: Callable[[], Any]
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
     source: Checkpoint | None = None

@@ -15,8 +15,6 @@ from greenllm.artifact import Artifact, Energy, Manifest, StepRecord
 from greenllm.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from greenllm.checkpoint import Checkpoint
     from greenllm.plan import Plan
 
@@ -87,7 +85,7 @@ def _one_step(
     with artifact.writing(where) as path:
         with _energy(country, ledger) as energy:
             ids = _samples(todo, part, current, progress) if step.calibrated else None
-            context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint, dense)  # type: ignore[arg-type,return-value]
+            context = Context(work, lambda: ids, todo.recipe.seed, progress, todo.checkpoint, dense)
             result = step.run(current, path, context)
         record = StepRecord(
             step=step.name, parameters=todo.recipe.dump()["steps"][i][step.name],
@@ -105,20 +103,18 @@ def _one_step(
     pages.give_back()
 
 
-def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Tensor:
+def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Any:
     """Calibration samples of the source, made once and kept for a resumed run; in ``current``'s tokens."""
-    from safetensors.torch import load_file, save_file
-
     from greenllm import calibration
 
     file = part / "calibration.safetensors"
     if not file.exists():
-        c = todo.recipe.calibration
+        c, kept = todo.recipe.calibration, file.with_suffix(".part")
         ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress)
         pages.give_back()
-        save_file({"input_ids": ids.contiguous()}, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
-    ids = load_file(file)["input_ids"]
+        calibration.save(ids, kept)
+        kept.replace(file)
+    ids = calibration.load(file)
     same = getattr(current.config, "vocab_size", 0) == getattr(todo.checkpoint.config, "vocab_size", 0)
     return ids if same else calibration.translate(ids, todo.checkpoint, current)
 

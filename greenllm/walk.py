@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from greenllm.checkpoint import Checkpoint, blocks_of
+from greenllm.checkpoint import Checkpoint, stacks_of
 from greenllm.progress import Progress, Silent
 
 Batch = dict[str, Tensor]
@@ -27,9 +27,11 @@ Visit = Callable[[str, nn.Module, Callable[[], None]], dict[str, Tensor]]
 class Walk:
     """Hidden states of calibration batches on their way through the blocks of a checkpoint.
 
+    Blocks may be of several lists, one after the other: a decoder's are called with what the encoder's last one gave.
+
     Args:
         checkpoint: where weights come from.
-        batches: model inputs, every one of the same shape.
+        batches: model inputs, every one of the same shape; of an encoder-decoder they may differ.
         state: directory for committed work; what lies there is gone on with.
     """
 
@@ -38,15 +40,18 @@ class Walk:
         self.batches = batches
         self.state = state
         self.model = checkpoint.skeleton()
-        self.prefix, self.blocks = blocks_of(self.model)
+        self.stacks = stacks_of(self.model)
+        self.blocks = nn.ModuleList(block for _, stack in self.stacks for block in stack)
+        self.names = [f"{prefix}.{i}" for prefix, stack in self.stacks for i in range(len(stack))]
         for name, _ in list(self.model.named_parameters()):
-            if not name.startswith(self.prefix + "."):
+            if not name.startswith(tuple(f"{prefix}." for prefix, _ in self.stacks)):
                 checkpoint.materialize(self.model, name)
         if checkpoint.tied:
             self.model.tie_weights()
         self.model.config.use_cache = False
-        self.calls: list[Call] = []
+        self.calls: list[list[Call]] = []  # of each block of the list that is walked, batch by batch
         self.hidden: list[Tensor] = []
+        self.ends: list[list[Tensor]] = []  # of each list that was walked: its last hidden states
 
     @torch.no_grad()
     def run(self, visit: Visit, progress: Progress | None = None) -> None:
@@ -57,20 +62,20 @@ class Walk:
         """
         progress = progress or Silent()
         done = self._resume()
-        self._record()
         if done:
-            stored = load_file(self.state / f"hidden-{done}.safetensors")
-            self.hidden = [stored[name] for name in sorted(stored)]
             progress.advance(done)
-        for i in range(done, len(self.blocks)):
-            block = self.blocks[i]
-            name = f"{self.prefix}.{i}"
-            self._load(name)
-            kept = visit(name, block, lambda i=i, block=block: self._forward(i, block, keep=False))  # type: ignore[misc]
-            self._forward(i, block, keep=True)
-            self._commit(i, kept)
-            block.to("meta")
-            progress.advance()
+        first = 0
+        for _, stack in self.stacks:
+            last = first + len(stack)
+            if done < last:
+                self._record(stack)
+            if done > first:
+                self.hidden = self._stored(min(done, last))
+            for i in range(max(done, first), last):
+                self._visit(i, self.calls[i - first], visit)
+                progress.advance()
+            self.ends.append(self.hidden)
+            first = last
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All that was committed, block by block."""
@@ -80,6 +85,7 @@ class Walk:
     def forget(self) -> None:
         """Drop hidden states and weights; :meth:`tensors` needs neither."""
         self.hidden.clear()
+        self.ends.clear()
         self.model.to("meta")
 
     @torch.no_grad()
@@ -93,32 +99,47 @@ class Walk:
 
         handle = head.register_forward_pre_hook(catch)
         try:
-            for batch, hidden in zip(self.batches, self.hidden, strict=True):
-                with self._replaced([PassThrough(b, hidden) for b in self.blocks]), _until_stopped():
+            for j, batch in enumerate(self.batches):
+                with self._replaced(self._ended(j)), _until_stopped():
                     self.model(**batch)
                 yield caught.pop()
         finally:
             handle.remove()
 
-    def _record(self) -> None:
-        """Run the model with pass-through blocks to learn what each block is called with."""
-        last = len(self.blocks) - 1
-        recorders = [PassThrough(b, stop=i == last) for i, b in enumerate(self.blocks)]
-        for batch in self.batches:
-            with self._replaced(recorders), _until_stopped():
+    def _record(self, stack: nn.ModuleList) -> None:
+        """Run the model with pass-through blocks to learn what each block of a list is called with."""
+        self.hidden, self.calls = [], [[] for _ in stack]
+        for j, batch in enumerate(self.batches):
+            recorders = [PassThrough(b, stop=i == len(stack) - 1) for i, b in enumerate(stack)]
+            with self._replaced([*self._ended(j), recorders]), _until_stopped():
                 self.model(**batch)
             self.hidden.append(recorders[0].hidden)
-        # Same shapes, no padding: masks and positions are the same for every batch.
-        self.calls = [r.call for r in recorders]
+            for calls, recorder in zip(self.calls, recorders, strict=True):
+                # Texts have one shape and no padding: masks and positions are the same for every batch.
+                calls.append(calls[0] if calls and len(self.stacks) == 1 else recorder.call)
+
+    def _ended(self, batch: int) -> list[list[PassThrough]]:
+        """Stand-ins for the lists that were walked, which give what their last block gave."""
+        return [
+            [PassThrough(b, ends[batch]) for b in stack]
+            for (_, stack), ends in zip(self.stacks, self.ends, strict=False)
+        ]
+
+    def _visit(self, i: int, calls: list[Call], visit: Visit) -> None:
+        block = self.blocks[i]
+        self._load(self.names[i])
+        kept = visit(self.names[i], block, lambda: self._forward(block, calls, keep=False))
+        self._forward(block, calls, keep=True)
+        self._commit(i, kept)
+        block.to("meta")
 
     def _load(self, name: str) -> None:
         for parameter, _ in list(self.model.named_parameters()):
             if parameter.startswith(name + "."):
                 self.checkpoint.materialize(self.model, parameter)
 
-    def _forward(self, i: int, block: nn.Module, *, keep: bool) -> None:
-        for j, hidden in enumerate(self.hidden):
-            args, kwargs = self.calls[i]
+    def _forward(self, block: nn.Module, calls: list[Call], *, keep: bool) -> None:
+        for j, (hidden, (args, kwargs)) in enumerate(zip(self.hidden, calls, strict=True)):
             out = block(hidden, *args, **kwargs)
             if keep:
                 self.hidden[j] = out[0] if isinstance(out, tuple) else out
@@ -126,8 +147,16 @@ class Walk:
     def _commit(self, i: int, kept: dict[str, Tensor]) -> None:
         """Block first, then hidden states: either file alone is no progress, both together are."""
         _save({k: v.contiguous() for k, v in kept.items()}, self.state / f"block-{i}.safetensors")
-        _save({f"{j:05d}": h for j, h in enumerate(self.hidden)}, self.state / f"hidden-{i + 1}.safetensors")
+        _save(
+            {f"{j:05d}": h.contiguous() for j, h in enumerate(self.hidden)}, self.state / f"hidden-{i + 1}.safetensors"
+        )
+        if self.names[i].endswith(".0") and i:
+            return  # what the list before ended with is called for again when this one goes on
         (self.state / f"hidden-{i}.safetensors").unlink(missing_ok=True)
+
+    def _stored(self, done: int) -> list[Tensor]:
+        stored = load_file(self.state / f"hidden-{done}.safetensors")
+        return [stored[name] for name in sorted(stored)]
 
     def _resume(self) -> int:
         """The number of blocks that lie committed and whole."""
@@ -139,15 +168,18 @@ class Walk:
         return 0
 
     @contextmanager
-    def _replaced(self, stand_ins: list[PassThrough]) -> Iterator[None]:
-        real = list(self.blocks)
-        for i, stand_in in enumerate(stand_ins):
-            self.blocks[i] = stand_in
+    def _replaced(self, stand_ins: list[list[PassThrough]]) -> Iterator[None]:
+        """Put stand-ins into the first lists, as many as there are given."""
+        places = [(stack, i, s) for (_, stack), row in zip(self.stacks, stand_ins, strict=False)
+                  for i, s in enumerate(row)]  # fmt: skip
+        real = [stack[i] for stack, i, _ in places]
+        for stack, i, stand_in in places:
+            stack[i] = stand_in
         try:
             yield
         finally:
-            for i, block in enumerate(real):
-                self.blocks[i] = block
+            for (stack, i, _), block in zip(places, real, strict=True):
+                stack[i] = block
 
 
 class PassThrough(nn.Module):

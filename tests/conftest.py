@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -138,3 +140,51 @@ def data():
     if not path.exists():
         pytest.skip(f"no data sets at {path}")
     return path
+
+
+def make_moonshine(path, *, seed=0, vocab=128):
+    """A random transcriber of the Moonshine kind with the same tokenizer as the others."""
+    import torch
+    from transformers import MoonshineConfig, MoonshineForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = MoonshineConfig(
+        vocab_size=vocab, hidden_size=64, intermediate_size=128, encoder_num_hidden_layers=2,
+        decoder_num_hidden_layers=2, encoder_num_attention_heads=4, decoder_num_attention_heads=4,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    MoonshineForConditionalGeneration(config).save_pretrained(path)
+    make_tokenizer(path, vocab)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_moonshine(tmp_path_factory):
+    return make_moonshine(tmp_path_factory.mktemp("moonshine") / "tiny-moonshine")
+
+
+@pytest.fixture(scope="session")
+def moonshine(tmp_path_factory):
+    """Moonshine-tiny, real weights, with a tokenizer.json made of the table of tokens beside them."""
+    path = tmp_path_factory.mktemp("real") / "moonshine-tiny"
+    table = SHARED / "models" / "moonshine_tokens.json"
+    if not table.exists():
+        pytest.skip(f"no table of Moonshine's tokens at {table}")
+    shutil.copytree(_real("moonshine-tiny"), path)
+    add_moonshine_tokenizer(path, json.loads(table.read_text(encoding="utf-8")))
+    return path
+
+
+def add_moonshine_tokenizer(path, table):
+    """Write ``tokenizer.json`` of pieces (bytes as Latin-1); it decodes, and has no merges to encode with."""
+    from tokenizers import Tokenizer, decoders, models
+
+    vocab = {t: i for i, t in enumerate(table[:3])}
+    vocab |= {f"<0x{i - 3:02X}>": i for i in range(3, 259)}
+    vocab |= {t.encode("latin-1").decode("utf-8", "replace"): i for i, t in enumerate(table) if i >= 259}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.save(str(path / "tokenizer.json"))

@@ -200,7 +200,7 @@ def test_the_bench_refuses_text_for_images_and_images_for_text(vit):
     for session, tasks, others, says in (
         (seeing, words, False, "take images"),
         (seeing, pictures, True, "take images"),
-        (loaded(vit, "text-generation"), pictures, False, "read text"),
+        (loaded(vit, "text-generation"), pictures, False, "see nothing"),
         (loaded(vit, "image-feature-extraction", image=(3, 32, 32)), pictures, False, "no classes"),
     ):
         with pytest.raises(GreenError, match=says):

@@ -64,7 +64,7 @@ def test_only_one_block_is_in_memory(llama, tmp_path):
 
     def visit(name, block, forward):
         real = [i for i, b in enumerate(walk.blocks) if not next(b.parameters()).is_meta]
-        assert [f"{walk.prefix}.{i}" for i in real] == [name]
+        assert [walk.names[i] for i in real] == [name]
         return {}
 
     walk.run(visit)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["escape", "table", "write_report"]
 
-_CARDS = ("disk", "decode", "encode", "perplexity", "cosine", "memory", "energy_gross", "carbon_gross")
+_CARDS = ("disk", "decode", "encode", "real_time", "perplexity", "cosine", "memory", "energy_gross", "carbon_gross")
 
 
 def write_report(results: Results, to: str | Path) -> Path:

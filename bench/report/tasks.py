@@ -7,7 +7,7 @@ from typing import Any
 from greenllm.bench.report.words import EMPTY, MARKS, interval, number
 from greenllm.bench.results import Results, Score
 
-_WORDS = {"acc": "", "acc_norm": ", normalized", "exact_match": ", exact match"}
+_WORDS = {"acc": "", "acc_norm": ", normalized", "exact_match": ", exact match", "wer": ", word error rate"}
 
 
 def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:

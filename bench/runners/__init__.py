@@ -47,7 +47,10 @@ class Runner(Protocol):
     info: Info
 
     def prefill(self, tokens: list[int], answer: int) -> int:
-        """Read a prompt, with room for ``answer`` tokens; return the first token of the answer."""
+        """Read a prompt, with room for ``answer`` tokens; return the first token of the answer.
+
+        A transcriber's prompt is a clip, float32 [samples].
+        """
 
     def step(self, token: int) -> int:
         """Append ``token`` and return the next one."""

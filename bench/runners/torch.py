@@ -6,15 +6,15 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from greenllm import images
+from greenllm import audio, images
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
-from greenllm.checkpoint import IMAGE_CLASSES, IMAGES, Checkpoint, blocks_of, open_checkpoint
+from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, SPEECH, Checkpoint, blocks_of, open_checkpoint
 from greenllm.errors import GreenError
 
 
@@ -23,11 +23,10 @@ def load(path: str, threads: int) -> Runner:
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(path)
     model = checkpoint.load_model()
-    if checkpoint.task == "text-generation":
-        return TorchDecoder(checkpoint, model)
-    if checkpoint.task in IMAGES:
-        return TorchVision(checkpoint, model)
-    return TorchEncoder(checkpoint, model)
+    kinds: dict[str, Any] = {
+        GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
+    }  # fmt: skip
+    return cast("Runner", kinds.get(checkpoint.task, TorchEncoder)(checkpoint, model))
 
 
 def _info(checkpoint: Checkpoint, model: Any) -> Info:
@@ -35,7 +34,7 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
     notes = [f"torch {dtype}, attention {getattr(model.config, '_attn_implementation', 'default')}"]
     if checkpoint.quantized:
         notes.append("packed weights were dequantized to run in torch: their size is real, their speed is fp32's")
-    vocabulary = int(model.config.vocab_size) if checkpoint.task == "text-generation" else 0
+    vocabulary = int(model.config.vocab_size) if checkpoint.task in (GENERATION, SPEECH) else 0
     parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
     return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes, _read_by_a_token(model))
 
@@ -123,6 +122,51 @@ class TorchDecoder(_Blocks, Decoder):
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         self.model = self._cache = None
+
+
+class TorchListener(Decoder):
+    """Speech to text: an encoder hears a clip once, a decoder with a KV cache writes what was said."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        if model.main_input_name != "input_values":
+            raise GreenError(
+                f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
+                "Models of speech that read waveforms (Moonshine) are run; spectra (Whisper) are not made here yet.",
+            )
+        audio.check_rate(checkpoint.path)
+        self.model = model
+        self.info = _info(checkpoint, model)
+        self._start = int(model.config.decoder_start_token_id)
+        self._heard: Any = None
+        self._cache: Any = None
+
+    @torch.no_grad()
+    def prefill(self, tokens: Any, answer: int) -> int:
+        """Hear a clip, float32 [samples], and write the first token; see :class:`greenllm.bench.runners.Runner`."""
+        del answer  # the cache grows
+        self._cache = None
+        self._heard = self.model.get_encoder()(input_values=torch.from_numpy(tokens)[None])
+        return self.step(self._start)
+
+    @torch.no_grad()
+    def step(self, token: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        out = self.model(
+            encoder_outputs=self._heard, decoder_input_ids=torch.tensor([[token]]),
+            past_key_values=self._cache, use_cache=True,
+        )  # fmt: skip
+        self._cache = out.past_key_values
+        if not torch.isfinite(out.logits).all():
+            raise GreenError("Its logits hold NaN or infinity.")
+        return int(out.logits[0, -1].argmax())
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Nothing is predicted without a clip."""
+        raise NotImplementedError(f"a transcriber has no logits without a clip ({len(tokens)} tokens)")
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        self.model = self._heard = self._cache = None
 
 
 class TorchEncoder(_Blocks, Encoder):

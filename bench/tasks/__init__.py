@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from greenllm.bench.session import Session
-from greenllm.bench.tasks import answer, choice, picture
-from greenllm.bench.tasks.items import Item, Picture, Question, Task
+from greenllm.bench.tasks import answer, choice, picture, speech
+from greenllm.bench.tasks.items import Item, Picture, Question, Task, Utterance
 from greenllm.bench.tasks.read import read, read_all
 
 __all__ = ["Task", "read", "read_all", "run"]
 
-_ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask}
+_ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance: speech.ask}
 
 
 def run(session: Session, tasks: Sequence[Task], *, chat: bool = False) -> None:

@@ -3,6 +3,7 @@
 ========================================  ===================================================================
 keys                                      prompt
 ========================================  ===================================================================
+audio, text                               speech: a file beside this one or below it, and what is said in it
 context, choices, label                   the context as it is, a space, the choice
 ctx, endings, label                       HellaSwag: cleaned as lm-eval's ``hellaswag`` does
 question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as lm-eval's ``arc_easy``
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from greenllm.bench.tasks.items import Item, Labelled, Picture, Question
+from greenllm.bench.tasks.items import Entry, Item, Labelled, Picture, Question, Utterance
 
 
 def _plain(row: dict[str, Any]) -> Item:
@@ -75,6 +76,10 @@ def _free(row: dict[str, Any]) -> Question:
     return Question(context, tuple(map(_text, given)))
 
 
+def _utterance(row: dict[str, Any]) -> Utterance:
+    return Utterance(Path(_text(row["audio"])), _text(row["text"]), "")
+
+
 def _cleaned(text: str) -> str:
     """HellaSwag's WikiHow marks away: lm-eval's ``preprocess``."""
     text = text.strip().replace(" [title]", ". ")
@@ -105,7 +110,8 @@ def _index(label: Any, choices: tuple[str, ...]) -> int:
     return label
 
 
-FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Item | Question | Labelled | Picture]] = {
+FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
+    ("audio", "text"): _utterance,
     ("image", "label"): _picture,
     ("context", "choices", "label"): _plain,
     ("ctx", "endings", "label"): _hellaswag,

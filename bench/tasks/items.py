@@ -1,10 +1,11 @@
-"""What a task asks: an item to choose from, a question to be answered freely, or an image to be classified."""
+"""What a task asks: an item to choose from, a question to be answered freely, an image to be classified, or a clip."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,23 @@ class Question:
 class Picture:
     """An image file and its class, a name or an index; ``where`` is its file and line."""
 
+    key: ClassVar[str] = "image"
     file: Path
     label: str | int
     where: str
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An audio file, and what is said in it; ``where`` is its file and line."""
+
+    key: ClassVar[str] = "audio"
+    file: Path
+    text: str
+    where: str
+
+
+Entry: TypeAlias = "Item | Question | Picture | Utterance"
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Task:
     """Items of one file, all of one kind, called by its folder and name; ``total`` is how many it has."""
 
     name: str
-    items: Sequence[Item | Question | Picture]
+    items: Sequence[Entry]
     total: int
 
     @property

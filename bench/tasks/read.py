@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from greenllm import images
+from greenllm import artifact, images
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
-from greenllm.bench.tasks.items import Item, Labelled, Picture, Question, Task
+from greenllm.bench.tasks.items import Entry, Item, Labelled, Picture, Question, Task, Utterance
+from greenllm.bench.tasks.speech import check_clip
 from greenllm.bench.texts import spread
 from greenllm.errors import GreenError
 
@@ -54,30 +55,35 @@ def read(path: Path | str, limit: int = 0) -> Task:
     items = _of_one_kind(path, rows)
     chosen = spread(items, limit or len(items))
     for item in chosen:
-        if isinstance(item, Picture):
+        if isinstance(item, Picture | Utterance):
             _look(item)
     return Task(f"{path.absolute().parent.name}/{path.stem}", chosen, len(items))
 
 
-def _look(item: Picture) -> None:
-    """Open an image, so that a damaged one is told before anything is measured."""
+def _look(item: Picture | Utterance) -> None:
+    """Open a file, so that a damaged one is told before anything is measured."""
     try:
-        images.opened(item.file)
+        if isinstance(item, Picture):
+            images.opened(item.file)
+        else:
+            check_clip(item)
     except GreenError as e:
         raise GreenError(f"{item.where}: {e.what}", e.fix) from e
 
 
-def _of_one_kind(path: Path, rows: list[Item | Question | Labelled | Picture]) -> list[Item | Question | Picture]:
+def _of_one_kind(path: Path, rows: list[Entry | Labelled]) -> list[Entry]:
     labels = tuple(sorted({r.label for r in rows if isinstance(r, Labelled)}))
     if len(labels) == 1:
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
     named = [Item(r.context, labels, labels.index(r.label)) if isinstance(r, Labelled) else r for r in rows]
     if len({type(r) for r in named}) > 1:
-        raise GreenError(f"{path} mixes choices and free answers, or images with either.", "Write a file for each.")
+        raise GreenError(
+            f"{path} mixes choices and free answers, or images or speech with others.", "Write a file for each."
+        )
     return named
 
 
-def _item(path: Path, n: int, line: str) -> Item | Question | Labelled | Picture:
+def _item(path: Path, n: int, line: str) -> Entry | Labelled:
     where = f"{path}, line {n}"
     try:
         row = json.loads(line)
@@ -91,8 +97,8 @@ def _item(path: Path, n: int, line: str) -> Item | Question | Labelled | Picture
         item = form(row)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise GreenError(f"{where}: {e}.", "See the keys context, choices, label.") from e
-    if isinstance(item, Picture):
-        return replace(item, file=images.placed(path.parent, row["image"], where), where=where)
+    if isinstance(item, Picture | Utterance):
+        return replace(item, file=artifact.placed(path.parent, row[item.key], where, item.key), where=where)
     told = [item.context, *(item.choices if isinstance(item, Item) else
                             item.answers if isinstance(item, Question) else [item.label])]  # fmt: skip
     if not all(t.strip() for t in told):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from greenllm import __version__
-from greenllm.checkpoint import IMAGES, Checkpoint, blocks_of
+from greenllm.checkpoint import IMAGES, SPEECH, Checkpoint, stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
@@ -27,7 +27,7 @@ from greenllm.quantize.rtn import round_to_nearest
 from greenllm.quantize.smoothquant import smooth_block
 from greenllm.save import copy_side_files, write_config, write_shards
 from greenllm.step import Context
-from greenllm.walk import Walk
+from greenllm.walk import Batch, Walk
 
 _BATCH_TOKENS = 2048
 _PATCH = 16 * 16  # pixels of an image that count as a token
@@ -70,8 +70,7 @@ def quantizable(checkpoint: Checkpoint) -> tuple[dict[str, nn.Module], list[str]
     Embedding and head are named once, as the head, if they are one matrix.
     """
     model = checkpoint.skeleton()
-    prefix, blocks = blocks_of(model)
-    inside = {f"{prefix}.{name}": layer for name, layer in linears(blocks).items()}
+    inside = {f"{p}.{name}": layer for p, blocks in stacks_of(model) for name, layer in linears(blocks).items()}
     outside = [checkpoint.head] if checkpoint.tied else [m for m in (checkpoint.embedding, checkpoint.head) if m]
     return inside, outside
 
@@ -113,8 +112,12 @@ def batches(ids: Tensor) -> list[Tensor]:
     return list(ids[: len(ids) // rows * rows].split(rows))
 
 
-def _nothing(checkpoint: Checkpoint) -> Tensor:
+def _nothing(checkpoint: Checkpoint) -> Tensor | list[Batch]:
     """A sample of zeros, where what is seen does not matter."""
+    if checkpoint.task == SPEECH:
+        from greenllm import hearing
+
+        return hearing.blank(checkpoint)
     if checkpoint.task in IMAGES:
         return torch.zeros(1, *checkpoint.image_shape)
     return torch.zeros(1, 8, dtype=torch.int64)
@@ -151,7 +154,8 @@ class Quantizer:
     def run(self, out: Path, context: Context) -> dict[str, Any]:
         """Write a checkpoint in the GPTQ tensor layout into ``out``; returns what the manifest keeps."""
         seen = context.samples() if self.rounding.calibrated or self.watches else _nothing(self.checkpoint)
-        walk = Walk(self.checkpoint, [{self.checkpoint.input: b} for b in batches(seen)], context.work)
+        given = seen if isinstance(seen, list) else [{self.checkpoint.input: b} for b in batches(seen)]
+        walk = Walk(self.checkpoint, given, context.work)
         context.progress.stage(f"quantizing {len(walk.blocks)} blocks", len(walk.blocks))
         walk.run(self._block, context.progress)
         copy_side_files(self.checkpoint.path, out)
