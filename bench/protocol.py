@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from greenllm.bench import texts
-from greenllm.bench.results import METRICS, Results, TaskResult
+from greenllm.bench.results import FEW, METRICS, Results, TaskResult
 from greenllm.bench.session import Query, Session
 
 _PAIRED = (
@@ -129,6 +129,27 @@ def _tasks(tasks: dict[str, TaskResult], *, chat: bool) -> str:
             "rates are resampled to the model's own (soxr), channels averaged. Interval: percentile bootstrap over "
             "clips, of the paired difference too; few clips make it too narrow."
         )
+    if "pct_stereotype" in kinds:
+        said.append(
+            "Sentence pairs (CrowS-Pairs): how often the more stereotypical sentence is the likelier, whole, as lm-eval "
+            "has it for causal models; 50 % is no preference, and less is counted as better. Never in a chat."
+        )
+    if "amb_bias_score" in kinds or "disamb_bias_score" in kinds:
+        said.append(
+            "BBQ: of the three answers the likeliest. Bias is Parrish et al.'s (2022), -100 to 100 %: of contexts that "
+            "say the answer 2 n_biased / n_known - 1; of others that times the share of wrong answers. Less is counted "
+            "as better. Interval: bootstrap over items."
+        )
+    if {"refusal_safe", "refusal_unsafe"} & kinds:
+        said.append(
+            "Refusals (XSTest), in a chat, 48 tokens, greedy: an answer that begins with one of a list of English "
+            "openings. That is a heuristic, blind to other words."
+        )
+    if "gap" in kinds:
+        said.append(
+            "Worst group and gap are over groups of ten items and more, percentile bootstrap within groups; the gap of "
+            "small groups is too wide on average, its difference from the baseline less so."
+        )
     if harness:
         said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
     said.append(_PAIRED)
@@ -229,6 +250,11 @@ def caveats(results: Results) -> list[str]:
         found.append("The speed rounds ended because time was up; --effort full takes more.")
     if str(settings.get("text", "")).startswith("pydoc_data") and results.has("perplexity"):
         found.append("The built-in text compares models with each other; published perplexities are on other texts.")
+    small = {(name, kind.partition(": ")[2], s.measured.n) for row in results.rows for name, t in row.tasks.items()
+             for kind, s in t.scores.items() if ": " in kind and s.measured.n < FEW}  # fmt: skip
+    if small:
+        told = "; ".join(f"{group} of {name} ({n})" for name, group, n in sorted(small))
+        found.append(f"Groups with less than {FEW} items are not compared: {told}.")
     for row in results.rows:
         noise = [METRICS[m].label for m in row.ratios if m in METRICS and row.verdict(m) == "undecided"]
         if noise:

@@ -60,8 +60,7 @@ class Served(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token before a text that has no context."""
-        found = self._tokens.special("bos")
-        return self.eot_token_id if found is None else found
+        return self._tokens.first
 
     @property
     def tokenizer_name(self) -> str:
