@@ -68,8 +68,8 @@ def bench(
         names: of the models in the report; by default those of their directories.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
-        tasks: ``.jsonl`` or ``.csv`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those that come
-            with greenllm, see :mod:`greenllm.bench.tasks.suite`.
+        tasks: ``.jsonl`` or ``.csv`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those
+            that come with greenllm, see :mod:`greenllm.bench.tasks.suite`.
         suites: "fairness" (CrowS-Pairs, BBQ) or "safety" (XSTest), from files in ``data`` or else by lm-eval.
         data: the directory of the suites' sets as they are published, or of their directories.
         lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.

@@ -1,7 +1,8 @@
-"""Requirements that gate a model: ``ppl<=1.03x``, ``accuracy>=-1%``, ``bias<=+1pt``, ``gco2e<=0.5x``, ``memory<=300``.
+"""Requirements that gate a model: ``ppl<=1.03x``, ``accuracy>=-1%``, ``bias<=+1pt``, ``memory<=300``.
 
-A limit is absolute, a ratio to the baseline (``x``), or a change from it (``%``; of what tasks give: points, ``pt``). It is decided by
-the figure's 95 % interval: met or failed where the whole interval is on one side, else undecided.
+A limit is absolute, a ratio to the baseline (``x``), or a change from it (``%``; of what tasks give points, also
+written ``pt``). It is decided by the figure's 95 % interval: met or failed where the whole interval is on one side,
+else undecided.
 """
 
 from __future__ import annotations

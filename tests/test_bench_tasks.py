@@ -63,7 +63,7 @@ def test_rows_in_the_spellings_of_public_sets(tmp_path, row, want):
         (PLAIN | {"choices": ["one"]}, "line 2: its choices are no list of two"),
         (PLAIN | {"choices": ["one", 2]}, "line 2: 2 is no text"),
         (PLAIN | {"context": " "}, "line 2: an empty context"),
-        ({"question": "q", "choices": {"label": ["A"]}, "answerKey": "A"}, "line 2: 'text'"),
+        ({"question": "q", "choices": {"label": ["A"]}, "answerKey": "A"}, "line 2: it has no 'text'"),
         ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"}, "line 2"),
         ({"question": "q", "passage": "p", "answer": "yes"}, "line 2: its answer is neither"),
     ],
@@ -75,7 +75,8 @@ def test_a_bad_row_is_told_with_its_line(tmp_path, row, says):
 
 def test_bad_files(tmp_path):
     for name, content, says in [
-        ("a.csv", "x", "no .jsonl"),
+        ("a.txt", "x", "no .jsonl or .csv"),
+        ("a.csv", "x", "no items"),
         ("b.jsonl", "\n \n", "no items"),
         ("c.jsonl", b"\xff", "UTF-8"),
     ]:

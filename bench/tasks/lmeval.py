@@ -199,7 +199,10 @@ def _told() -> Iterator[None]:
         raise
     except Exception as e:
         why = str(e).splitlines()[0][:300] if str(e) else type(e).__name__
-        raise GreenError(f"lm-eval: {why}", "Its data may be on a hub that cannot be reached from here.") from e
+        raise GreenError(
+            f"lm-eval: {why}",
+            "Its data may be on a hub that cannot be reached from here; those of a --suite can be given: --data DIR.",
+        ) from e
 
 
 def _result(found: dict[str, Any], name: str, values: dict[str, Any], base: TaskResult | None) -> TaskResult:

@@ -10,7 +10,7 @@ from typing import Any
 from greenllm import artifact, images
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
-from greenllm.bench.tasks.items import Entry, Item, Labelled, Pair, Picture, Question, Task, Utterance
+from greenllm.bench.tasks.items import Entry, Item, Labelled, Pair, Picture, Prompt, Question, Task, Utterance
 from greenllm.bench.tasks.rows import FORM, rows
 from greenllm.bench.tasks.speech import check_clip
 from greenllm.bench.texts import spread
