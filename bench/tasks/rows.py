@@ -54,4 +54,4 @@ def _records(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, 
                 )
             yield where, row
     except csv.Error as e:
-        raise GreenError(f"{path}, line {reader.line_num}: not CSV ({e}).", "Quote fields with commas.") from e
+        raise GreenError(f"{path}, line {reader.reader.line_num}: not CSV ({e}).", "Quote fields with commas.") from e
