@@ -72,7 +72,8 @@ def _bandwidth(who: Contender, read: float) -> None:
     decode = who.row.measurements.get("decode")
     if decode and who.weights:
         found = decode.scaled(who.weights / 1e9, "GB/s", "computed: bytes of its weights, times tokens a second")
-        note = f"{found.value / (read / 1e9):.0%} of the {read / 1e9:.1f} GB/s that this machine reads"
+        share = f"{found.value / (read / 1e9):.0%} of the {read / 1e9:.1f} GB/s that this machine reads"
+        note = "of the GPU's memory" if who.info.gpu else share
         who.row.measurements["bandwidth"] = found.model_copy(update={"note": note})
 
 
