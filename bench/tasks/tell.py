@@ -9,8 +9,8 @@ PAIRED = (
     "lost, and McNemar's exact p."
 )
 _SCORES = {  # by one that a task of the kind has
-    "acc_norm": "Choices, without examples, with lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the "
-    "choice that is likeliest after the context; normalized, likeliest for its number of characters. Interval: Wilson's.",
+    "acc_norm": "Choices, without examples, lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice "
+    "that is likeliest after the context; normalized, likeliest for its number of characters. Interval: Wilson's.",
     "exact_match": "Free answers, without examples: 32 tokens or a line at most, greedy; right if one of the given "
     "answers, but for case, punctuation and articles. Interval: Wilson's.",
     "wer": "Speech: word errors (substitutions, deletions, insertions; jiwer) over all words of the references, both "
