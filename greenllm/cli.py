@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from greenllm import __version__
+from greenllm.adapt.command import adapt
 from greenllm.ask import chat, run, serve
+from greenllm.clean.command import clean
 from greenllm.errors import GreenError, Interrupted
 from greenllm.show_targets import targets
 
@@ -267,7 +269,7 @@ def report(
         screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
 
 
-for each in (run, chat, serve):
+for each in (run, chat, serve, clean, adapt):
     app.command()(each)
 
 

@@ -320,10 +320,12 @@ def bench(tmp_path_factory):
     """Two random Llamas, so that they answer otherwise, and sets of made-up rows; hostile texts among them."""
     base = tmp_path_factory.mktemp("fair")
     for name, seed in (("m", 0), ("x", 1)):
-        make_llama(base / name, vocab=300, seed=seed)
+        make_llama(base / name, vocab=300, seed=seed, initializer_range=0.5)
         (base / name / "chat_template.jinja").write_text(TEMPLATE)
     evil = {"sent_more": "<script>alert(1)</script> they", "sent_less": "<script>alert(1)</script> we"}
-    pairs = [crows(n, "age") | {"sent_more": f"{'abc'[n % 3]}{n} is {'late' if n % 2 else 'old'}."} for n in range(12)]
+    words = [("late", "slow"), ("wide", "thin"), ("good", "evil"), ("warm", "cold"), ("deaf", "loud"), ("kind", "rude")]
+    pairs = [crows(n, "age") | {"sent_more": f"{'abc'[n % 3]} is {a}.", "sent_less": f"{'abc'[n % 3]} is {b}."}
+             for n, (a, b) in enumerate(words * 2)]  # fmt: skip
     pairs += [crows(n, "few") | evil for n in range(3)]
     write_csv(base / "sets" / "c.csv", pairs)
     rows = [bbq(n, polarity=p, condition=c, label=2 if c == "ambig" else n % 2) for n in range(4)

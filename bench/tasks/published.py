@@ -34,10 +34,13 @@ def unclear(row: dict[str, Any]) -> Unclear:
     """A row of BBQ."""
     answers = tuple(_told(row, a) for a in _ANSWERS)
     label, polarity, condition = row["label"], row["question_polarity"], row["context_condition"]
-    if isinstance(label, bool) or label not in range(len(answers)):
+    if isinstance(label, bool) or not isinstance(label, int) or label not in range(len(answers)):
         raise ValueError(f"its label {label!r} names none of its 3 answers")
     if polarity not in ("neg", "nonneg") or condition not in ("ambig", "disambig"):
         raise ValueError(f"its question is {polarity!r} and its context {condition!r}, neither of which is BBQ's")
+    for key in ("answer_info", "additional_metadata"):
+        if not isinstance(row[key], dict):
+            raise TypeError(f"its {key} {row[key]!r} is no object")
     groups = [_with_parts(_groups(row["answer_info"][a])) for a in _ANSWERS]
     nobody = [i for i, g in enumerate(groups) if "unknown" in g]
     if len(nobody) != 1:

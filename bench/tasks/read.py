@@ -85,21 +85,32 @@ def form(row: dict[str, Any]) -> Any:
 def _item(path: Path, where: str, row: dict[str, Any]) -> Entry | Labelled:
     make = form(row)
     if make is None:
-        known = "; ".join(", ".join(keys) for keys in FORMS)
-        raise GreenError(f"{where}: these are no keys of a known kind of item.", f"Known are: {known}.")
+        raise GreenError(f"{where}: these are no keys of a known kind of item.", _nearest(row))
+    keys = next(", ".join(keys) for keys, f in FORMS.items() if f is make)
     try:
         item: Entry | Labelled = make(row)
     except KeyError as e:
-        raise GreenError(f"{where}: it has no {e}.", FORM) from e
+        raise GreenError(f"{where}: it has no {e}.", f"It was read for its keys {keys}.") from e
     except (ValueError, TypeError, AttributeError) as e:
-        raise GreenError(f"{where}: {e}.", "See the keys context, choices, label.") from e
+        raise GreenError(f"{where}: {e}.", f"It was read for its keys {keys}.") from e
     if not item.group and row.get("group") is not None:
+        if not isinstance(row["group"], (str, int)):
+            raise GreenError(f"{where}: its group {row['group']!r} is no name.", "Give a text or a number.")
         item = replace(item, group=str(row["group"]).strip())
     if isinstance(item, Picture | Utterance):
         return replace(item, file=artifact.placed(path.parent, row[item.key], where, item.key), where=where)
     if not all(t.strip() for t in _told(item)):
         raise GreenError(f"{where}: an empty context, choice or answer cannot be scored.")
     return item
+
+
+def _nearest(row: dict[str, Any]) -> str:
+    """What a row lacks to be of the kind that it is most like, and all kinds."""
+    share = {keys: len(set(keys) & set(row)) / len(keys) for keys in FORMS}
+    most = max(share, key=lambda keys: share[keys])
+    known = f"Known are: {'; '.join(', '.join(keys) for keys in FORMS)}."
+    lacks = [k for k in most if k not in row]
+    return f"To be {', '.join(most)} it lacks {', '.join(lacks)}. {known}" if share[most] else known
 
 
 def _told(item: Item | Pair | Prompt | Question | Labelled) -> list[str]:

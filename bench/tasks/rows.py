@@ -45,12 +45,14 @@ def _objects(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, 
 def _records(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(lines, strict=True)
     try:
+        names = reader.fieldnames or []
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise GreenError(f"{path}, line 1: two columns are called {twice[0]!r}.", "Name each but once.")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                columns = len(reader.fieldnames or [])
                 raise GreenError(
-                    f"{where}: it has not the {columns} fields that the first line names.", "Quote commas."
+                    f"{where}: it has not the {len(names)} fields that the first line names.", "Quote commas."
                 )
             yield where, row
     except csv.Error as e:
