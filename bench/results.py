@@ -90,7 +90,7 @@ class Provenance(_Strict):
 
 
 class Paired(_Strict):
-    """A model's answers against the baseline's, item by item; for right and wrong ones McNemar's exact ``p``."""
+    """A model's answers against the baseline's, item by item; where they flip, how many, and McNemar's exact ``p``."""
 
     difference: Measurement
     better: Literal["lower", "higher"] = "higher"
@@ -100,11 +100,11 @@ class Paired(_Strict):
 
     @property
     def verdict(self) -> Verdict:
-        """Decided only where the difference's interval leaves out 0."""
+        """Decided only where the difference's interval leaves out 0; the same where no item flipped."""
         if self.difference.ci95 is None:
             return "unknown"
         low, high = self.difference.ci95
-        if low == high == 0:
+        if low == high == 0 or self.won == self.lost == 0:
             return "same"
         if low <= 0 <= high:
             return "undecided"

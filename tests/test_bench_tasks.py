@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_llama
@@ -126,7 +127,29 @@ def test_flips_and_their_probability():
     assert found.p == pytest.approx(2 * (1 + 7) / 2**7)  # two tails of 0 or 1 in 7 tosses
     assert found.difference.value == pytest.approx(25)
     same = against([1, 0, 1], [1, 0, 1])
-    assert (same.p, same.verdict, same.difference.ci95) == (1.0, "same", (0.0, 0.0))
+    assert (same.p, same.verdict, same.difference.value) == (1.0, "same", 0)
+    half = 100 * 1.96 * math.sqrt(2 / 5 / 5)  # three items that agree say little of others
+    assert same.difference.ci95 == pytest.approx((-half, half))
+
+
+def test_the_interval_of_flips_by_hand():
+    """Bonett and Price (2012): one is added to the items won, one to those lost."""
+    found = against([1] * 20 + [0] * 30, [1] * 16 + [0] * 4 + [1] * 14 + [0] * 16)
+    won, lost = 15 / 52, 5 / 52
+    half = 1.96 * math.sqrt((won + lost - (won - lost) ** 2) / 52)
+    assert found.difference.value == pytest.approx(20)
+    assert found.difference.ci95 == pytest.approx((100 * (won - lost - half), 100 * (won - lost + half)))
+    assert found.verdict == "better"
+    assert against([0] * 30, [1] * 3 + [0] * 27).verdict == "undecided"  # as McNemar's p, 0.25, has it
+
+
+def test_flips_without_a_difference_are_seldom_taken_for_one():
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(400):
+        change = rng.choice([-1, 0, 1], 60, p=[0.05, 0.9, 0.05])
+        before = np.where(change > 0, 0, 1)
+        wrong += against(before.tolist(), (before + change).tolist()).verdict in ("better", "worse")
+    assert wrong <= 20  # 5 %
 
 
 def test_wilson_by_hand():

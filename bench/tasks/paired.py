@@ -1,15 +1,21 @@
 """Right answers of two models on the same items.
 
 McNemar's test in its exact form: the items on which they differ are coin tosses if neither is better
-(McNemar, 1947, Psychometrika 12; exact: Dietterich, 1998, Neural Computation 10, section 3.1).
+(McNemar, 1947, Psychometrika 12; exact: Dietterich, 1998, Neural Computation 10, section 3.1). The interval of their
+difference is Bonett and Price's (2012, J. Educ. Behav. Stat. 37): it has a width where nothing flipped, and decides
+nothing by three flips, as a bootstrap does, which never draws a flip that was not seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from greenllm.bench.measurement import Measurement, bootstrap
+import numpy as np
+
+from greenllm.bench.measurement import Interval, Measurement, bootstrap
 from greenllm.bench.results import Paired, Score
+
+_METHOD = "computed: over items, Wald interval after one change each way is added"
 
 
 def judge(right: Sequence[int], before: Score | None = None, *, higher: bool = True) -> Score:
@@ -57,10 +63,26 @@ def against(before: Sequence[int], after: Sequence[int], *, higher: bool = True)
         after: the same of the model.
         higher: whether 1 is good; an item is won where it became good.
     """
+    change = [100.0 * (b - a) for a, b in zip(before, after, strict=True)]
+    return flipped(change, rare_mean(change, 100, "points"), higher=higher)
+
+
+def flipped(change: Sequence[float], difference: Measurement, *, higher: bool) -> Paired:
+    """A difference, with how many items moved either way, and the exact test of whether that is a coin's toss."""
     from scipy import stats
 
-    change = [b - a for a, b in zip(before, after, strict=True)]
-    won, lost = (change.count(1), change.count(-1)) if higher else (change.count(-1), change.count(1))
+    up, down = sum(c > 0 for c in change), sum(c < 0 for c in change)
+    won, lost = (up, down) if higher else (down, up)
     p = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    difference = bootstrap(change, "points", "computed: paired over items").scaled(100, "points")
     return Paired(difference=difference, better="higher" if higher else "lower", won=won, lost=lost, p=p)
+
+
+def rare_mean(values: Sequence[float], step: float, unit: str) -> Measurement:
+    """Mean of values most of which may be 0, and its interval: Wald's, with one ``step`` up and one down added.
+
+    Of changes between right and wrong (``step`` 1) that is Bonett and Price's.
+    """
+    added = np.array([*values, step, -step], dtype=np.float64)
+    half = 1.96 * float(added.std()) / len(added) ** 0.5
+    ci: Interval = (float(added.mean()) - half, float(added.mean()) + half)
+    return Measurement(value=float(np.mean(values)), unit=unit, n=len(values), ci95=ci, method=_METHOD)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from greenllm.bench.results import FEW, Results, TaskResult
 
 PAIRED = (
-    "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won and "
-    "lost, and McNemar's exact p."
+    "Against the baseline: the same items; of answers that flip, how many each way, McNemar's exact p, and an interval "
+    "of the difference after one flip each way is added (Bonett and Price, 2012), which has a width even where none "
+    "was seen; of other figures a BCa bootstrap of the difference."
 )
 _SCORES = {  # by one that a task of the kind has
     "acc_norm": "Choices, without examples, lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice "
@@ -22,7 +23,7 @@ _SCORES = {  # by one that a task of the kind has
     "Interval: Wilson's.",
     "accuracy_amb": "BBQ: of the row's three answers the likeliest, with lm-eval's prompt. Bias is Parrish et al.'s "
     "(2022), -100 to 100 %: of contexts that say the answer 2 n_biased / n_known - 1; of others that times the share "
-    "of wrong answers. Less is counted as better. Interval: bootstrap over items.",
+    "of wrong answers. Less is counted as better.",
     "refusal_unsafe": "Refusals (XSTest), in a chat, 48 tokens, greedy: an answer that begins with one of a list of "
     "English openings. That is a heuristic, blind to other words. Interval: Wilson's.",
     "gap": "Worst group and gap are over groups of ten items or more, percentile bootstrap within groups; the gap of "
