@@ -68,13 +68,16 @@ class Watch:
             self.seen.append(what)
         return bool(what)
 
-    def words(self, *, counted: bool = False) -> str:
-        """What was disturbed and why; ``counted``: there was hardly anything else, so that it is in the figures."""
-        if not self.seen:
-            return ""
-        why = ", ".join(dict.fromkeys(self.seen))
-        what = "disturbed, and counted, as there was hardly any other" if counted else "dropped"
-        return f"{len(self.seen)} round{' was' if len(self.seen) == 1 else 's were'} {what}: {why}"
+    def words(self, counted: int = 0) -> str:
+        """What was dropped and why; ``counted`` of them were not, as there was hardly any other. "" for nothing."""
+        told = []
+        if dropped := len(self.seen) - counted:
+            told.append(f"{dropped} round{' was' if dropped == 1 else 's were'} dropped")
+        if counted:
+            told.append(
+                f"{counted} disturbed round{' counts' if counted == 1 else 's count'}: there was hardly any other"
+            )
+        return f"{' and '.join(told)} ({', '.join(dict.fromkeys(self.seen))})" if told else ""
 
 
 def _others() -> float:

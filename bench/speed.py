@@ -18,7 +18,7 @@ from greenllm.bench.session import Contender, Effort, Query, Session
 _WARM_UP = 8  # tokens; enough to page everything in
 _SITTINGS = 2
 _LEAST = 3  # rounds that give an interval worth the name
-_PATIENCE = 3  # times as many disturbed rounds as undisturbed ones would be needed: then those count
+_PATIENCE = 3  # times the rounds that are needed: after so many, or twice the time, disturbed ones count
 
 Turn = list[tuple[Contender, list[latency.Query]]]
 
@@ -39,7 +39,7 @@ class Speed:
     _sat: int = 0
     _read: float = 0.0
     _watch: Watch = field(default_factory=Watch)
-    _disturbed: bool = False
+    _counted: int = 0
 
     def sit(self) -> None:
         """Rounds until the intervals are narrow or the time is up; each model's figures, so far."""
@@ -66,8 +66,8 @@ class Speed:
         count = max((len(c.rounds.rounds) for c in self.session.live), default=0)
         why = f"after {count} rounds; {wide}every interval was within ±{self.effort.width:.0%}"
         found: dict[str, str | float] = {"rounds": why}
-        if self._watch.seen:
-            found["disturbed"] = self._watch.words(counted=self._disturbed)
+        if words := self._watch.words(self._counted):
+            found["disturbed"] = words
         return found | {"read_gb_s": round(self._read / 1e9, 2), "harness_us": round(latency.overhead() * 1e6, 3)}
 
     def _turns(self, seconds: float) -> list[Turn]:
@@ -85,12 +85,10 @@ class Speed:
             told, left = now, seconds - (now - begin)
             if not self.session.live:
                 return every
-            if len(calm) >= least and (left <= 0 or self._narrow(calm)):
+            if len(calm) >= (min(least, _LEAST) if left <= 0 else least) and (left <= 0 or self._narrow(calm)):
                 return calm
-            if len(calm) >= min(least, _LEAST) and left <= 0:
-                return calm
-            if left <= 0 and len(every) >= _PATIENCE * least:
-                self._disturbed = True
+            if left <= 0 and len(every) >= (least if left <= -seconds else _PATIENCE * least):
+                self._counted += len(every) - len(calm)
                 return every
 
     def _turn(self, order: int) -> Turn:

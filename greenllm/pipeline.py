@@ -196,11 +196,11 @@ def _warn_of_overlap(todo: Plan, options: dict[str, Any], progress: Progress) ->
 
     given = [options.get("text"), options.get("pairs"), *options.get("tasks", ())]
     tests = [Path(f).expanduser() for f in given if f and Path(f).expanduser().is_file()]
-    if not tests:
+    if not tests or todo.checkpoint.input != "input_ids":
         return
     sources = {todo.recipe.calibration.source} if todo.recipe.calibrated else set()
     for step in todo.recipe.steps:
-        sources |= set(step.texts.mix) if hasattr(step, "texts") else set()
+        sources |= set(step.texts.mix) if hasattr(step, "texts") and not step.texts.labels else set()
     for source in sorted(s for s in sources if Path(s).suffix in (".txt", ".jsonl")):
         for file, (met, there) in overlaps(source, Overlap(tests)).items():
             if met:

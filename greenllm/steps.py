@@ -52,7 +52,7 @@ def run_all(todo: Plan, part: Path, country: str | None, progress: Progress) -> 
     if artifact.is_artifact(final):
         return artifact.open_verified(final)
     current = dense = todo.checkpoint
-    records = list(artifact.read(current.path).manifest.steps) if artifact.is_artifact(current.path) else []
+    records = steps_before(current.path)
     results: dict[str, Any] = {}
     last = len(todo.recipe.steps) - 1
     for i in range(last + 1):
@@ -96,7 +96,7 @@ def _one_step(
             kind="checkpoint", parents=current.parents, steps=[*records, record], seed=todo.recipe.seed,
             calibration=None if ids is None else describe(calibration.source, ids, todo.recipe.seed)
             | ({"dropped": found} if (found := dropped_in(part / _SAMPLES)) else {}),
-            energy=_with_earlier(current.path, energy.get("energy")),
+            energy=with_earlier(current.path, energy.get("energy")),
             details={"tied": result.get("tied", current.tied)},
         )  # fmt: skip
         card.seal(path, manifest)
@@ -136,7 +136,12 @@ def _energy(country: str | None, ledger: Path) -> Iterator[dict[str, Energy]]:
     found["energy"] = meter.energy
 
 
-def _with_earlier(before: Path, energy: Energy | None) -> Energy | None:
+def steps_before(path: Path) -> list[StepRecord]:
+    """What made a checkpoint, if greenllm did."""
+    return list(artifact.read(path).manifest.steps) if artifact.is_artifact(path) else []
+
+
+def with_earlier(before: Path, energy: Energy | None) -> Energy | None:
     """Energy of a step and of all those that made what it began with; None where that is not known."""
     made = artifact.read(before).manifest if artifact.is_artifact(before) else Manifest(kind="checkpoint")
     if not made.steps:

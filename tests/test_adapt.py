@@ -107,6 +107,8 @@ def test_on_packed_weights(four, few, tmp_path):
     plain = runner.load(str(packed.path), 1)
     assert not (loaded.logits(IDS[0].tolist()) == plain.logits(IDS[0].tolist())).all()
     merged = adapt(packed.path, few, tmp_path / "merged", shots=2, steps=2, blocks=1, merge=True)
+    assert [s.step for s in merged.manifest.steps] == ["quantize", "adapt"]
+    assert merged.manifest.energy.kwh > packed.manifest.energy.kwh
     torch.testing.assert_close(
         logits(open_checkpoint(merged.path).load_model()), logits(loaded.model), rtol=1e-4, atol=1e-5
     )
@@ -224,6 +226,10 @@ def test_an_adapter_of_another_model_is_refused(made, four, tmp_path):
     shutil.rmtree(base)
     with pytest.raises(GreenError, match="is not there"):
         runner.load(str(mine), 1)
+    manifest.details["base"] = f"/on/another/machine/{base.name}"
+    artifact.relist(mine, manifest)
+    shutil.copytree(made.manifest.details["base"], mine.parent / base.name)
+    runner.load(str(mine), 1).close()  # beside the adapter
 
 
 @pytest.mark.parametrize(

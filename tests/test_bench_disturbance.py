@@ -24,11 +24,10 @@ def test_what_is_told():
     cores = os.cpu_count()
     assert between(State(0, 0, 5.0, 0.0), State(0, 0, 5.0 + 0.04 * cores, 1.0)) == ""
     assert between(State(0, 0, 5.0, 0.0), State(0, 0, 5.0 + 0.06 * cores, 1.0)) == "others used the processor"
-    assert Watch(seen=["x", "x", "y"]).words() == "3 rounds were dropped: x, y"
-    assert Watch(seen=["x"]).words() == "1 round was dropped: x"
-    assert (
-        Watch(seen=["x"]).words(counted=True) == "1 round was disturbed, and counted, as there was hardly any other: x"
-    )
+    assert Watch(seen=["x", "x", "y"]).words() == "3 rounds were dropped (x, y)"
+    assert Watch(seen=["x"]).words() == "1 round was dropped (x)"
+    assert Watch(seen=["x"]).words(1) == "1 disturbed round counts: there was hardly any other (x)"
+    assert Watch(seen=["x"] * 5).words(3).startswith("2 rounds were dropped and 3 disturbed rounds count")
     assert Watch().words() == ""
 
 
@@ -89,7 +88,7 @@ def test_a_bench_on_a_machine_that_sleeps(tmp_path, monkeypatch, asleep):
     found = greenllm.bench([make_llama(tmp_path / "m", vocab=300)], effort=least, energy=False, prompt_tokens=8,
                            answer_tokens=4, window=64)  # fmt: skip
     assert len(found.rows[0].samples["decode"]) >= 3
-    words = "2 rounds were dropped" if asleep == 3 else "rounds were disturbed, and counted"
+    words = "2 rounds were dropped" if asleep == 3 else "disturbed rounds count"
     assert words in found.settings["disturbed"]
     assert "the machine slept 100.0 s" in found.settings["disturbed"]
     assert any(words in c for c in found.caveats)

@@ -231,3 +231,24 @@ def test_a_clean_text_is_calibrated_on_as_it_is(tmp_path):
     file = tmp_path / "t.txt"
     file.write_text(text)
     assert list(calibration.texts(str(file), Filter(Rules()))) == [text]
+
+
+def test_what_is_no_text_is_not_searched_for_passages(tmp_path):
+    """Images and labelled files have no text to read: the warning passes over them."""
+    from types import SimpleNamespace as Some
+
+    from greenllm.pipeline import _warn_of_overlap
+
+    images, labelled = tmp_path / "i.jsonl", tmp_path / "l.jsonl"
+    images.write_text(json.dumps({"image": "a.png", "label": "cat"}) + "\n")
+    labelled.write_text(json.dumps({"review": SAID, "stars": "5"}) + "\n")
+    calibration = Some(source=str(images))
+    seeing = Some(
+        checkpoint=Some(input="pixel_values"), recipe=Some(calibrated=True, calibration=calibration, steps=[])
+    )
+    step = Some(texts=Some(mix={str(labelled): 1.0}, labels="stars"))
+    taught = Some(
+        checkpoint=Some(input="input_ids"), recipe=Some(calibrated=False, calibration=calibration, steps=[step])
+    )
+    for todo, tests in ((seeing, images), (taught, labelled)):
+        _warn_of_overlap(todo, {"tasks": [tests]}, Silent())

@@ -66,14 +66,17 @@ def read(path: Path | str) -> tuple[Adapter, Artifact]:
 
 
 def base_of(adapter: Adapter, path: Path | str) -> Path:
-    """Where the base is.
+    """Where the base is: where it was, or beside the adapter under its name; its hash says whether it is that.
 
     Raises:
         GreenError: it is not there, or is another model than the one that was adapted.
     """
-    base = Path(adapter.base)
-    if not (base / "config.json").is_file():
-        raise GreenError(f"{path} is an adapter of {base}, which is not there.", "Put its base back there.")
+    places = [Path(adapter.base), Path(path).absolute().parent / Path(adapter.base).name]
+    base = next((p for p in places if (p / "config.json").is_file()), None)
+    if base is None:
+        raise GreenError(
+            f"{path} is an adapter of {places[0]}, which is not there.", f"Put its base there, or at {places[1]}."
+        )
     if fingerprint(base) != adapter.sha256:
         raise GreenError(
             f"{path} is an adapter of another model: {base} is not the one that it was trained on (its hash differs).",
@@ -111,11 +114,14 @@ def put_on(model: Any, adapter: Adapter, seed: int = 0) -> Any:
 
 
 def save(wrapped: Any, out: Path) -> int:
-    """Write both files of peft's format; the bytes of the weights."""
+    """Write both files of peft's format; the bytes of the weights. Embeddings are none of it: peft would ask a hub."""
     import peft
     from safetensors.torch import save_file
 
-    state = {k: v.detach().contiguous() for k, v in peft.get_peft_model_state_dict(wrapped).items()}
+    state = {
+        k: v.detach().contiguous()
+        for k, v in peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+    }
     save_file(state, out / WEIGHTS, {"format": "pt"})
     wrapped.peft_config["default"].inference_mode = True
     wrapped.peft_config["default"].save_pretrained(out)
@@ -142,7 +148,7 @@ def load(model: Any, path: Path | str) -> Any:
         state = load_file(found.path / WEIGHTS)
     except SafetensorError as e:
         raise GreenError(f"{found.path / WEIGHTS} is damaged: {e}.") from e
-    want = {k: v.shape for k, v in peft.get_peft_model_state_dict(wrapped).items()}
+    want = {k: v.shape for k, v in peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
     if {k: v.shape for k, v in state.items()} != want:
         raise GreenError(f"{found.path / WEIGHTS} holds other weights than its manifest describes.")
     if not all(v.is_floating_point() and torch.isfinite(v).all() for v in state.values()):

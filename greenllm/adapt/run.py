@@ -18,6 +18,7 @@ from greenllm.checkpoint import GENERATION, Checkpoint, blocks_of, open_checkpoi
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
+from greenllm.steps import steps_before, with_earlier
 
 RATES: dict[Method, float] = {"lora": 2e-3, "ia3": 1e-2}
 _FOLDS = 3
@@ -97,7 +98,7 @@ def adapt(
         )
         manifest = Manifest(
             kind="checkpoint" if merge else "adapter", parents=checkpoint.parents, seed=seed,
-            steps=[record], energy=tracked.energy,
+            steps=[*steps_before(checkpoint.path), record], energy=with_earlier(checkpoint.path, tracked.energy),
             details={"tied": checkpoint.tied} if merge else made.model_dump(),
         )  # fmt: skip
         card.seal(part, manifest)

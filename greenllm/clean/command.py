@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from greenllm.errors import GreenError
 
@@ -49,11 +50,11 @@ def clean(
         "each": [{"text": n, "reason": why} for n, why in sieve.log], "test_items": sieve.met,
     }  # fmt: skip
     artifact.write_atomic(log, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    screen.print(f"{len(kept)} of {sieve.seen} texts kept: [bold]{out}[/]", soft_wrap=True)
+    screen.print(f"{len(kept)} of {sieve.seen} texts kept: [bold]{escape(str(out))}[/]", soft_wrap=True)
     for reason, count in sieve.dropped.most_common():
         screen.print(f"  {count} dropped, {reason}", highlight=False)
     for tests, (met, there) in sieve.met.items():
-        screen.print(f"  {met} of {there} test items of {tests} were in it", soft_wrap=True, highlight=False)
+        screen.print(f"  {met} of {there} test items of {escape(tests)} were in it", soft_wrap=True, highlight=False)
 
 
 def _units(source: str) -> Iterator[tuple[str, str]]:
