@@ -13,6 +13,7 @@ from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.speed import Speed
 from greenllm.bench.tasks import Task, run
 from greenllm.bench.tasks.items import Prompt
+from greenllm.bench.tasks.robust import Copies, curves
 from greenllm.errors import GreenError
 from greenllm.template import template
 
@@ -40,6 +41,7 @@ class Asked:
     corpus: texts.Text
     pairs: tuple[list[str], list[str], list[float]] | None
     tasks: Sequence[Task]
+    disturbed: Sequence[Copies]
     harness: Harness | None
     limit: int
     chat: bool
@@ -79,10 +81,10 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         phases.embed(session, chosen, query.prompt, asked.pairs)
     elif sense:
         words |= sense.quality(session, asked.tasks, asked.effort.sentences)
-        run(session, asked.tasks)
+        _ask(session, asked)
     else:
         phases.score(session)
-        run(session, asked.tasks, chat=asked.chat)
+        _ask(session, asked)
         if asked.harness:
             asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:
@@ -93,6 +95,13 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     return {**words, "chat": asked.chat, **speed.said(), **spent}
 
 
+def _ask(session: Session, asked: Asked) -> None:
+    """All tasks, and their disturbed copies."""
+    run(session, asked.tasks, chat=asked.chat)
+    run(session, [t for c in asked.disturbed for t in c.tasks], chat=asked.chat)
+    curves.fill(session.rows, asked.disturbed)
+
+
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
     others = any((asked.pairs, asked.harness, asked.lengths, asked.chat, asked.bisect))
@@ -100,7 +109,8 @@ def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
         sense.check(session, asked.tasks, others=others, batches=bool(asked.batches))
     if encoders and (asked.tasks or asked.harness or asked.lengths):
         raise GreenError(
-            "Tasks and lengths ask text generators; these are encoders.", "Leave out --task, --lm-eval and --length."
+            "Tasks and lengths ask text generators; these are encoders.",
+            "Leave out --task, --suite, --lm-eval and --length.",
         )
     for who in session.live if asked.lengths else ():
         texts.Tokens(who.info.directory).prompt(asked.corpus.text, max(asked.lengths))  # refuses a text too short

@@ -46,6 +46,8 @@ def methods(results: Results) -> dict[str, str]:
         found["Fidelity"] = _tokens() if results.has("kl") else _images(s) if "images" in s else _sentences(s)
     if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
         found["Tasks"] = _pictures() if "images" in s else tell.methods(tasks, chat=bool(s.get("chat")))
+    if "robustness" in s:
+        found["Robustness"] = tell.robustness()
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike; in two sittings, before everything else and after it. It ended {s['rounds']}. Speeds are "
@@ -202,7 +204,7 @@ def caveats(results: Results) -> list[str]:
         )
     if str(settings.get("text", "")).startswith("pydoc_data") and results.has("perplexity"):
         found.append("The built-in text compares models with each other; published perplexities are on other texts.")
-    found += tell.caveats(results)
+    found += [*tell.caveats(results), *settings.get("robustness", [])]
     for row in results.rows:
         noise = [METRICS[m].label for m in row.ratios if m in METRICS and row.verdict(m) == "undecided"]
         if noise:
