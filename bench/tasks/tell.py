@@ -42,8 +42,8 @@ def robustness() -> str:
         "Gaussian noise, standard deviation in percent of the range (ImageNet-C, 2019), at the model's size. Clips: "
         "white noise by its signal-to-noise ratio. Kept is the area under the curve (trapezoids; of prompts the mean) "
         "over that of the score as it is: 100 % where nothing is lost; of speech, of the words that were heard. "
-        "Interval: percentile bootstrap over items, paired in differences, after one item that loses everything and "
-        "one that wins it are added. All kinds together: the mean of what each keeps."
+        "Interval: percentile bootstrap over items, paired in differences, after two items are added of which one "
+        "keeps everything and the other nothing. All kinds together: the mean of what each keeps."
     )
 
 

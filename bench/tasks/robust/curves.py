@@ -2,8 +2,8 @@
 
 *Kept* is the area (trapezoids) over that of the clean accuracy held throughout: 100 % where nothing was lost. Its
 interval, and that of its difference from the baseline's, are percentile bootstraps over items, the same ones for both
-models, after one item that loses everything and one that wins it are added (as Bonett and Price do with flips): else
-items that never change would claim that none ever does.
+models, after two items are added of which one keeps everything and the other nothing (of two models, the one and then
+the other; as Bonett and Price do with flips): else items that never change would claim that none ever does.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def kept(areas: Areas, before: Areas | None = None, items: int | None = None) ->
     if math.isnan(_share(areas)):
         return None
     items, one = items or len(areas), float(areas[:, :, 1].max())
-    held, lost, won = (np.broadcast_to([a, c], areas.shape[1:]) for a, c in ((one, one), (0, one), (one, 0)))
+    held, lost = (np.broadcast_to([a, one], areas.shape[1:]) for a in (one, 0))
     change = None
     if before is not None and not math.isnan(_share(before)):
         both, added = np.stack([areas, before], 1), [np.stack([lost, held]), np.stack([held, lost])]
         change = Paired(difference=_measured(both, added, _difference, "points", items))
-    return Score(values=[], measured=_measured(areas, [lost, won], _share, "%", items), against=change)
+    return Score(values=[], measured=_measured(areas, [held, lost], _share, "%", items), against=change)
 
 
 def _said(items: Sequence[Entry]) -> list[int]:
