@@ -86,6 +86,6 @@ KINDS = (
         "wording {:g}".format, graded=False,
     ),
     Kind("noise", "noise", (Picture,), noise.IMAGE, _with_noise),
-    Kind("noise", "noise", (Utterance,), noise.CLIP, _with_noise, lambda p: f"{round(noise.decibels(p), 1) + 0.0:g} dB"),
+    Kind("noise", "noise", (Utterance,), noise.CLIP, _with_noise, noise.label),
 )  # fmt: skip
 NAMES = tuple(dict.fromkeys(k.name for k in KINDS))

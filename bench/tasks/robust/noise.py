@@ -27,6 +27,11 @@ def decibels(percent: float) -> float:
     return -20 * math.log10(percent / 100)
 
 
+def label(percent: float) -> str:
+    """The same for people."""
+    return f"{round(decibels(percent), 1) + 0.0:g} dB"  # no -0
+
+
 def on_clip(clip: NDArray[np.float32], percent: float, seed: str) -> NDArray[np.float32]:
     """A clip [samples] and white noise of ``percent`` of its root mean square; silence stays silent."""
     if percent == 0:
