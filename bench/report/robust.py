@@ -117,12 +117,13 @@ def _curve(results: Results, name: str, of: list[TaskResult | None], kind: str) 
             title = f"{row.name}, {label}: {number(m.value)} {m.unit} [{interval(m.ci95)}]"
             marks.append(Mark(i, x, ys(m.value), x, x, ys(low), ys(high), "", title))
     xticks = [Tick(xs(s), _short(label)) for s, label in zip(first.strengths, first.labels, strict=True)]
+    score, graded = _WORDS.get(main, main), kind != "prompts"
     return Picture(
         "curve", f"{first.words.capitalize()}: {name}",
-        f"{_WORDS.get(main, main).capitalize()} against strength, the same {first.scores[0].measured.n} items, "
-        "with 95 % intervals; models beside each other at each strength.",
-        _HEIGHT, marks, xticks, ys.ticks(), "wording" if kind == "prompts" else "strength",
-        f"{_WORDS.get(main, main)}, %", left=_SIDE, lines=tuple(drawn),
+        f"{score.capitalize()} {'against strength' if graded else 'by the wording of the prompt, 0 its own'}, the same "
+        f"{first.scores[0].measured.n} items, with 95 % intervals; models beside each other at each.",
+        _HEIGHT, marks, xticks, ys.ticks(), "strength" if graded else "wording", f"{score}, %", left=_SIDE,
+        lines=tuple(drawn) if graded else (),
     )  # fmt: skip
 
 

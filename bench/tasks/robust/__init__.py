@@ -132,6 +132,6 @@ def left_out(tasks: Sequence[Task], wanted: Wanted, found: Sequence[Copies]) -> 
         for k in mine:
             n = at.get(k.name, 0)
             if n < len(task.items):
-                few = f"{len(task.items) - n} of the {len(task.items)} items" if n else "items"
-                said.append(f"Robustness: {k.words} ({k.name}) can change nothing in {few} of {task.name}: left out.")
+                few = f"{len(task.items) - n} of the {len(task.items)} items of " if n else ""
+                said.append(f"Robustness: {k.words} ({k.name}) can change nothing in {few}{task.name}: left out.")
     return said
