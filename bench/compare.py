@@ -25,10 +25,11 @@ def ratios(session: Session) -> None:
     base = session.rows[0]
     living = {id(c.row): c for c in session.live}
     for row in session.rows[1:]:
+        sittings = living[id(row)].rounds.sittings if id(row) in living else []
         same = id(row) in living and session.comparable(living[id(row)])
         for name in row.measurements:
             if name in base.measurements and name not in _NO_RATIO:
-                _ratio(row, base, name, same_tokens=same)
+                _ratio(row, base, name, sittings, same_tokens=same)
         if "perplexity" in row and "perplexity" in base and not same:
             row.notes.append(
                 "its tokenizer or vocabulary is not the baseline's: perplexity compares per byte of text only, "
@@ -36,12 +37,13 @@ def ratios(session: Session) -> None:
             )
 
 
-def _ratio(row: Row, base: Row, name: str, *, same_tokens: bool) -> None:
+def _ratio(row: Row, base: Row, name: str, sittings: list[int], *, same_tokens: bool) -> None:
     if name == "perplexity" and not same_tokens:
         return
     paired = name in _BY_ROUND or (name in _BY_WINDOW and same_tokens)
     if paired and name in row.samples and name in base.samples:
         over = "rounds" if name in _BY_ROUND else "windows"
-        row.ratios[name] = log_ratio(row.samples[name], base.samples[name], f"computed: paired over {over}")
+        in_time = sittings if name in _BY_ROUND and len(sittings) == len(row.samples[name]) else None
+        row.ratios[name] = log_ratio(row.samples[name], base.samples[name], f"computed: paired over {over}", in_time)
     elif (ratio := quotient(row[name], base[name])) is not None:
         row.ratios[name] = ratio

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,11 +116,18 @@ class Rounds:
         prompt: tokens of a text; seconds of a clip.
         rounds: the queries of each.
         kind: what is asked about: "text", "image" or "clip".
+        sittings: in which each round was; empty: rounds of one sitting, too few to tell how they hang together.
     """
 
     prompt: float
     rounds: list[list[Query]] = field(default_factory=list)
     kind: str = "text"
+    sittings: list[int] = field(default_factory=list)
+
+    def add(self, queries: list[Query], sitting: int) -> None:
+        """One more round."""
+        self.rounds.append(queries)
+        self.sittings.append(sitting)
 
     def first(self) -> list[float]:
         """Mean seconds to the first token (or to the embedding), by round."""
@@ -162,7 +169,10 @@ class Rounds:
     def measurements(self) -> dict[str, Measurement]:
         """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""
         units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": f"{self.kind}s/s", "real_time": "s/s"}
-        found = {k: log_mean(v, units.get(k, "ms"), "measured:clock") for k, v in self.samples().items()}
+        found = {
+            k: log_mean(v, units.get(k, "ms"), "measured:clock", self.sittings or None)
+            for k, v in self.samples().items()
+        }
         name, times = self._times()
         pooled = [t for each in times for t in each]
         for p in (50, 95, 99):
@@ -181,17 +191,5 @@ class Rounds:
     def narrow(self, width: float) -> bool:
         """Whether every speed is known to ± ``width`` of itself."""
         speeds = [v for k, v in self.samples().items() if k in ("prefill", "decode", "encode", "real_time")]
-        found = [log_mean(v, "", "") for v in speeds]
+        found = [log_mean(v, "", "", self.sittings or None) for v in speeds]
         return all(m.ci95 is not None and m.ci95[1] <= m.value * (1 + width) for m in found)
-
-
-def enough(models: Sequence[Rounds], least: int, width: float, left: float) -> str | None:
-    """Why the rounds may stop, or None. Three rounds are the least that give an interval worth the name."""
-    done = min((len(m.rounds) for m in models), default=0)
-    if not models:
-        return "no model was left"
-    if done >= least and all(m.narrow(width) for m in models):
-        return f"after {done} rounds every interval was within ±{width:.0%}"
-    if done >= min(least, 3) and left <= 0:
-        return f"after {done} rounds the time was up; not every interval was within ±{width:.0%}"
-    return None

@@ -10,6 +10,7 @@ from typing import Any
 from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, speech, spend, texts, vision
 from greenllm.bench import energy as meters
 from greenllm.bench.session import Effort, Query, Session
+from greenllm.bench.speed import Speed
 from greenllm.bench.tasks import Task, run
 from greenllm.errors import GreenError
 from greenllm.template import template
@@ -65,7 +66,8 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
     if asked.loads:
         loads.run(session, asked.loads)
-    stopped = phases.speed(session, query, asked.effort)
+    speed = Speed(session, query, asked.effort)
+    speed.sit()
     if asked.lengths:  # before text is scored, for which some engines load a second graph
         lengths.run(session, asked.corpus, asked.lengths)
     if asked.batches:
@@ -84,9 +86,10 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
             asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:
         bisect.run(session)
+    speed.sit()
     compare.ratios(session)
     words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
-    return {**words, "chat": asked.chat, **stopped, **spent}
+    return {**words, "chat": asked.chat, **speed.said(), **spent}
 
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:

@@ -16,8 +16,9 @@ from greenllm.bench.runners import RUNNERS
 from greenllm.errors import GreenError
 
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
-_WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
-_ENGINES = {"onnx": "onnxruntime", "genai": "genai", "gguf": "llamacpp", "checkpoint": "torch", "model": "torch"}
+_WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".engine")
+_ENGINES = {"onnx": "onnxruntime", "genai": "genai", "gguf": "llamacpp", "tensorrt": "tensorrt",
+            "checkpoint": "torch", "model": "torch"}  # fmt: skip
 _PEERS = {"llamacpp": "llama_cpp", "openvino": "openvino"}  # engines of the extra "peers", and what they import
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm.bench import disturbance, fidelity, latency, perplexity, texts
-from greenllm.bench.bandwidth import read_bandwidth
-from greenllm.bench.measurement import Measurement
-from greenllm.bench.session import Contender, Effort, Query, Session
+from greenllm.bench import fidelity, latency, perplexity, texts
+from greenllm.bench.session import Contender, Query, Session
 
 _BATCH = 16
-_WARM_UP = 8  # tokens; enough to page everything in
 
 
 def cut(session: Session, text: texts.Text, window: int, count: int, query: Query) -> None:
@@ -32,63 +28,6 @@ def cut(session: Session, text: texts.Text, window: int, count: int, query: Quer
         else:
             who.prompt = tokens.sentences([text.text[: 50 * query.prompt]], query.prompt)[0]
         who.rounds = latency.Rounds(len(who.prompt))
-
-
-def speed(session: Session, query: Query, effort: Effort) -> dict[str, str | float]:
-    """Rounds in turns until intervals are narrow or time is up; returns which, and what was dropped. Then memory.
-
-    A round in which the machine slept or was throttled counts for no model. Where hardly any other comes, in twice the
-    time, the disturbed ones are kept, and that is told.
-    """
-    session.progress.stage("speed", effort.seconds)
-    read = read_bandwidth(session.threads)
-    for who in list(session.live):
-        with session.watching(who, "warm-up"):
-            who.model.call("queries", who.prompt, min(query.answer, _WARM_UP), 0.0)
-    begin = told = time.monotonic()
-    why, order, disturbed = None, 1, disturbance.Rounds()
-    while why is None:
-        turn = _turn(session, query, effort, order)
-        order = -order  # there and back: nobody is always the one after
-        now = time.monotonic()
-        session.progress.advance(now - told)
-        told, left = now, effort.seconds - (now - begin)
-        if disturbed.undisturbed() or left < -effort.seconds:
-            for who, found in turn:
-                who.rounds.rounds.append(found)
-        why = latency.enough([c.rounds for c in session.live], effort.rounds, effort.width, left)
-    for who in list(session.live):
-        who.row.measurements |= who.rounds.measurements()
-        who.row.samples |= who.rounds.samples() | who.rounds.quantiles()
-        _bandwidth(who, read)
-        with session.watching(who, "memory"):
-            _memory(who)
-    said = {"rounds": why} | ({"disturbed": disturbed.words} if disturbed.words else {})
-    return said | {"read_gb_s": round(read / 1e9, 2), "harness_us": round(latency.overhead() * 1e6, 3)}
-
-
-def _bandwidth(who: Contender, read: float) -> None:
-    """Weights that decoding reads a second, beside what the machine can read."""
-    decode = who.row.measurements.get("decode")
-    if decode and who.weights:
-        found = decode.scaled(who.weights / 1e9, "GB/s", "computed: bytes of its weights, times tokens a second")
-        note = f"{found.value / (read / 1e9):.0%} of the {read / 1e9:.1f} GB/s that this machine reads"
-        who.row.measurements["bandwidth"] = found.model_copy(update={"note": note})
-
-
-def _turn(session: Session, query: Query, effort: Effort, order: int) -> list[tuple[Contender, list[latency.Query]]]:
-    """One turn of every living model."""
-    found = []
-    for who in session.live[::order]:
-        with session.watching(who, "speed"):
-            found.append((who, who.model.call("queries", who.prompt, query.answer, effort.turn)))
-    return found
-
-
-def _memory(who: Contender) -> None:
-    peak = who.model.call("peak_memory")
-    note = "the most its process held resident (VmHWM) while loading and answering, Python and libraries included"
-    who.row.measurements["memory"] = Measurement(value=peak / 1e6, unit="MB", n=1, method="measured:VmHWM", note=note)
 
 
 def score(session: Session) -> None:

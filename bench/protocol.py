@@ -51,8 +51,10 @@ def methods(results: Results) -> dict[str, str]:
         found["Tasks"] = _pictures() if "images" in s else _tasks(tasks, chat=bool(s.get("chat")))
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
-        f"all alike. Rounds stopped {s['rounds']}. Speeds are geometric means over rounds with Student's t "
-        "intervals; ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
+        f"all alike; in two sittings, before everything else and after it. It ended {s['rounds']}. Speeds are "
+        "geometric means over rounds; the interval is Student's t on the effective number of rounds (neighbours are "
+        "alike), and half of what the sittings differ by: it holds what the machine did meanwhile, not what it does on "
+        "another day. Ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
         "where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
     )
     if any(row.batches for row in results.rows):
@@ -224,9 +226,11 @@ def caveats(results: Results) -> list[str]:
             "and idle power is higher than they would be alone."
         )
     if "disturbed" in settings:
-        found.append(f"{settings['disturbed']}. If hardly any other came, disturbed ones are among the figures.")
-    if "time was up" in str(settings.get("rounds")):
-        found.append("The speed rounds ended because time was up; --effort full takes more.")
+        found.append(f"{settings['disturbed']}.")
+    if "not every" in str(settings.get("rounds")):
+        found.append(
+            "The speed rounds ended when time was up, before every interval was narrow; --effort full takes more."
+        )
     if str(settings.get("text", "")).startswith("pydoc_data") and results.has("perplexity"):
         found.append("The built-in text compares models with each other; published perplexities are on other texts.")
     for row in results.rows:

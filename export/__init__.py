@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from greenllm import artifact, pages
+from greenllm import artifact, card, pages
 from greenllm.artifact import Artifact, Manifest
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
@@ -67,8 +67,9 @@ def export(
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export.genai import write_genai
     from greenllm.export.onnx import write_onnx
+    from greenllm.export.stamp import ENGINE
     from greenllm.export.targets import load_target
-    from greenllm.export.tensorrt import ENGINE, make_engine, write_typed
+    from greenllm.export.tensorrt import make_engine, write_typed
     from greenllm.outcome import check_runs, stored
 
     device = load_target(target)
@@ -110,7 +111,7 @@ def export(
             details |= {"entry": ENGINE if built.library else GRAPH, "compute": compute, "engine": asdict(built)}
         made = artifact.read(source.path).manifest if artifact.is_artifact(source.path) else Manifest(kind=kind)
         known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
-        artifact.seal(part, Manifest(kind=kind, parents=source.parents, details=details, **known))
+        card.seal(part, Manifest(kind=kind, parents=source.parents, details=details, **known))
     return artifact.read(out)
 
 

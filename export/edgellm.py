@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from greenllm import artifact
+from greenllm import artifact, card
 from greenllm.artifact import Artifact, Manifest
 from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
@@ -88,7 +88,7 @@ def export_edgellm(
         known = {k: getattr(old, k) for k in ("steps", "calibration", "seed", "energy")}
         if made["calibration"] and not known["calibration"]:
             known |= {"calibration": made["calibration"], "seed": made["calibration"]["seed"]}
-        artifact.seal(part, Manifest(kind=KIND, parents=checkpoint.parents, details=details, **known))
+        card.seal(part, Manifest(kind=KIND, parents=checkpoint.parents, details=details, **known))
     return artifact.read(out)
 
 

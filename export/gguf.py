@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm import artifact
+from greenllm import artifact, card
 from greenllm.artifact import Artifact, Manifest
 from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
@@ -72,7 +72,7 @@ def export_gguf(
         }  # fmt: skip
         made = artifact.read(source.path).manifest if artifact.is_artifact(source.path) else Manifest(kind="gguf")
         known = {k: getattr(made, k) for k in ("steps", "calibration", "seed", "energy")}
-        artifact.seal(part, Manifest(kind="gguf", parents=source.parents, details=details, **known))
+        card.seal(part, Manifest(kind="gguf", parents=source.parents, details=details, **known))
     return artifact.read(out)
 
 

@@ -51,7 +51,7 @@ def profiles(inputs: Inputs, context: int, *, apart: bool) -> list[Profile]:
     if not apart:
         both = _Range((1, 1, 1), (1, 1, block), (0, context // 2, context - 1))
         return [_profile("generate", inputs, both)]
-    prefill = _Range((1, 1, 1), (1, min(128, block), block), (0, 0, context - block))
+    prefill = _Range((1, 1, 1), (1, min(128, block), block), (0, 0, context - 1))
     decode = _Range((1, 1, 1), (1, 1, 1), (0, context // 2, context - 1))
     return [_profile("prefill", inputs, prefill), _profile("decode", inputs, decode)]
 

@@ -29,13 +29,13 @@ from greenllm.export import engine, profiles
 from greenllm.export.graph import DATA
 from greenllm.export.onnx import GRAPH, export_graph
 from greenllm.export.quantized import Quantized, quantize_graph
+from greenllm.export.stamp import ENGINE
 from greenllm.export.targets import Target
 from greenllm.export.trtexec import write_script
 from greenllm.progress import Progress, Silent
 from greenllm.save import copy_side_files, write_config
 from greenllm.source import cache_dir
 
-ENGINE = "model.engine"
 Compute = Literal["fp16", "bf16", "fp32"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _RTX = (75, 80, 86, 89, 120, 121)  # what tensorrt_rtx 1.7 names
@@ -147,28 +147,6 @@ def make_engine(directory: Path, target: Target, context: int, progress: Progres
 def built_there(target: Target) -> bool:
     """Whether only the device itself can build its engines: tensorrt_rtx names no such GPU, and none is here."""
     return target.sm not in _RTX and target.sm not in _here()
-
-
-def check_engine(built: dict[str, Any], compute_capability: str, library: str, installed: str) -> None:
-    """Refuse an engine that was built for another GPU or by another library: it is not portable.
-
-    Args:
-        built: the stamp in the manifest's details, see :class:`Built`.
-        compute_capability: of the GPU here, as "8.9".
-        library: that is to run it.
-        installed: version of it.
-
-    Raises:
-        GreenError: it does not run here; with what differs.
-    """
-    theirs = (built.get("compute_capability"), built.get("library"), built.get("version"))
-    if theirs == (compute_capability, library, installed):
-        return
-    raise GreenError(
-        f"This engine was built for compute capability {theirs[0]} by {theirs[1]} {theirs[2]}; here are "
-        f"{compute_capability} and {library} {installed}, which do not run it.",
-        "Export the checkpoint again for this GPU: greenllm export CHECKPOINT -o OUT --to tensorrt --target …",
-    )
 
 
 def check_graph(path: Path) -> dict[str, list[int | None]]:

@@ -43,12 +43,13 @@ class File(_Strict):
 
 
 class Source(_Strict):
-    """What something was made from: a hub id, a directory, a GGUF file or another artifact."""
+    """What something was made from: a hub id, a directory, a GGUF file or another artifact; its licence, as stated."""
 
     id: str
     kind: Literal["hub", "directory", "gguf", "artifact"]
     revision: str | None = None
     files: dict[str, File] = Field(default_factory=dict)
+    licence: str | None = None
 
 
 class Energy(_Strict):

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact, images
 from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
+from greenllm.clean import Filter
+from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
@@ -25,8 +28,9 @@ _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "promp
 
 
 def samples(
-    checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None
-) -> Any:
+    checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None,
+    sieve: Filter | None = None,
+) -> Any:  # fmt: skip
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
     A transcriber's are batches of its inputs, one a clip; see :func:`greenllm.hearing.samples`.
@@ -38,6 +42,7 @@ def samples(
         length: tokens in each.
         seed: of sampling ("self") or of the choice of windows (text).
         progress: told about the model's own samples, which take a while.
+        sieve: what texts go through first.
 
     Raises:
         GreenError: the file is empty or unreadable, a row is bad, or there is too little text.
@@ -53,10 +58,11 @@ def samples(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    tokens = tokens_of(tokenizer, source, count * length * 4)
+    tokens = tokens_of(tokenizer, source, count * length * 4, sieve)
     if len(tokens) < count * length:
         raise GreenError(
-            f"{source} has {len(tokens)} tokens; {count} samples of {length} need {count * length}.",
+            f"{source} has {len(tokens)} tokens; {count} samples of {length} need {count * length}."
+            + (f" {sieve.words}." if sieve and sieve.dropped else ""),
             "Give more text, or fewer or shorter samples (--samples, --length).",
         )
     starts = torch.randperm(len(tokens) // length, generator=torch.Generator().manual_seed(seed))[:count]
@@ -89,14 +95,14 @@ def _image_files(source: str) -> Iterator[Path]:
         yield artifact.placed(path.parent, row.get("image"), f"{path}, line {n}")
 
 
-def tokens_of(tokenizer: Any, source: str, need: int) -> Tensor:
-    """Tokens of a text file or hub data set, int64 [about ``need``, or what there is].
+def tokens_of(tokenizer: Any, source: str, need: int, sieve: Filter | None = None) -> Tensor:
+    """Tokens of a text file or hub data set, int64 [about ``need``, or what there is], of texts that ``sieve`` keeps.
 
     Raises:
         GreenError: see :func:`samples`.
     """
     found: list[int] = []
-    for text in texts(source):
+    for text in texts(source, sieve):
         found += tokenizer(text, verbose=False)["input_ids"]
         if len(found) >= need:
             break
@@ -185,16 +191,24 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
         next(iter(texts(source)))
 
 
-def save(samples: Tensor | list[Batch], file: Path) -> None:
-    """Keep samples for a run that goes on."""
+def save(samples: Tensor | list[Batch], file: Path, dropped: dict[str, int]) -> None:
+    """Keep samples for a run that goes on, and what was dropped, by reason."""
+    about = {"dropped": json.dumps(dropped)}
     if isinstance(samples, list):
-        save_file({f"{i:05d}.{k}": t.contiguous() for i, b in enumerate(samples) for k, t in b.items()}, file)
+        save_file({f"{i:05d}.{k}": t.contiguous() for i, b in enumerate(samples) for k, t in b.items()}, file, about)
     else:
-        save_file({"input_ids": samples.contiguous()}, file)
+        save_file({"input_ids": samples.contiguous()}, file, about)
+
+
+def dropped_in(file: Path) -> dict[str, int]:
+    """What was dropped, as :func:`save` kept it."""
+    with safe_open(file, "pt") as opened:
+        found: dict[str, int] = json.loads(opened.metadata()["dropped"])
+    return found
 
 
 def load(file: Path) -> Any:
-    """What :func:`save` kept."""
+    """Samples as :func:`save` kept them."""
     stored, found = load_file(file), dict[str, Batch]()
     if "input_ids" in stored:
         return stored["input_ids"]
@@ -231,24 +245,25 @@ def translate(ids: Tensor, source: Checkpoint, to: Checkpoint) -> Tensor:
     return torch.tensor(found[: count * ids.shape[1]], dtype=torch.int64).view(count, -1)
 
 
-def texts(source: str) -> Iterator[str]:
-    """The texts of a ``.txt`` or ``.jsonl`` file, or of a hub data set.
+def texts(source: str, sieve: Filter | None = None) -> Iterator[str]:
+    """The texts of a ``.txt`` or ``.jsonl`` file or hub data set that ``sieve`` keeps (of ``.txt`` paragraphs).
 
     Raises:
         GreenError: see :func:`samples`.
     """
     path = Path(source).expanduser()
-    if path.suffix in (".txt", ".jsonl"):
-        return _from_file(path)
-    if path.exists():
-        raise GreenError(f"{path}: calibration text is read from .txt and .jsonl files.", "See --calibration.")
-    return _from_hub(source)
-
-
-def _from_file(path: Path) -> Iterator[str]:
     if path.suffix == ".txt":
-        return iter([_content(path)])
-    return (_row(path, n, row) for n, row in _rows(path))
+        text = _content(path)
+        return iter([text if sieve is None else "".join(sieve.over(paragraphs(text), str))])
+    if path.exists() and path.suffix != ".jsonl":
+        raise GreenError(f"{path}: calibration text is read from .txt and .jsonl files.", "See --calibration.")
+    found = (t for _, t in rows_with_text(path)) if path.suffix == ".jsonl" else _from_hub(source)
+    return found if sieve is None else sieve.over(found, str)
+
+
+def rows_with_text(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows of a ``.jsonl`` file, each with its text."""
+    return ((row, _row(path, n, row)) for n, row in _rows(path))
 
 
 def _content(path: Path) -> str:

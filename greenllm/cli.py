@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from greenllm import __version__
 from greenllm.ask import chat, run, serve
+from greenllm.clean.command import clean
 from greenllm.errors import GreenError, Interrupted
 from greenllm.show_targets import targets
 
@@ -261,7 +262,7 @@ def report(
         screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
 
 
-for each in (run, chat, serve):
+for each in (run, chat, serve, clean):
     app.command()(each)
 
 

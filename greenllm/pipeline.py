@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from greenllm import artifact, pages, steps
 from greenllm.artifact import Artifact, Manifest
+from greenllm.card import write_card
 from greenllm.errors import GreenError
 from greenllm.plan import Plan, check_disk, default_out, plan
 from greenllm.progress import Progress, Silent
-from greenllm.quality import MAX_LOSS, check_loss
+from greenllm.quality import MAX_LOSS, check_loss, results_of
 from greenllm.recipe import Recipe
 
 pages.settle()
@@ -100,6 +101,7 @@ def execute(
         if todo.to == "gguf":
             check_engine("llamacpp", "GGUF")
         _check_bench(todo.checkpoint.task, **(bench_options or {}))
+        _warn_of_overlap(todo, bench_options or {}, progress)
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         steps.begin(part, todo, progress)
         checkpoint = steps.run_all(todo, part, country, progress)
@@ -190,6 +192,26 @@ def _check_bench(
         parse(requirement)
 
 
+def _warn_of_overlap(todo: Plan, options: dict[str, Any], progress: Progress) -> None:
+    """Say where the text of the steps holds what the bench will ask."""
+    from greenllm.clean.overlap import Overlap, overlaps
+
+    given = [options.get("text"), options.get("pairs"), *options.get("tasks", ())]
+    tests = [Path(f).expanduser() for f in given if f and Path(f).expanduser().is_file()]
+    if not tests:
+        return
+    sources = {todo.recipe.calibration.source} if todo.recipe.calibrated else set()
+    for step in todo.recipe.steps:
+        sources |= set(step.texts.mix) if hasattr(step, "texts") else set()
+    for source in sorted(s for s in sources if Path(s).suffix in (".txt", ".jsonl")):
+        for file, (met, there) in overlaps(source, Overlap(tests)).items():
+            if met:
+                progress.note(
+                    f"WARNING. {met} of {there} items of {file}, which the bench asks, have passages in {source}: what "
+                    f"it finds may flatter. `greenllm clean {source} --against {file} -o OTHER` drops them."
+                )
+
+
 def _finish(part: Path, out: Path, checkpoint: Artifact) -> Artifact:
     deploy = artifact.read(part / "deploy").manifest
     for leftover in [*part.glob("step-*"), part / steps.REQUEST, part / "calibration.safetensors"]:
@@ -199,18 +221,12 @@ def _finish(part: Path, out: Path, checkpoint: Artifact) -> Artifact:
         seed=checkpoint.manifest.seed, calibration=checkpoint.manifest.calibration, energy=checkpoint.manifest.energy,
         details={**deploy.details, "checkpoint": "checkpoint", "deploy": "deploy"},
     )  # fmt: skip
-    if (part / "report.json").exists():
-        _write_card(Artifact(part, manifest))
+    made = Artifact(part, manifest)
+    benched = (part / "report.json").exists()
+    report = (part / "report.md").read_text(encoding="utf-8") if benched else ""
+    write_card(made, results_of(made) if benched else None, report)
     sealed = artifact.seal(part, manifest)
     return Artifact(out, sealed.manifest)
-
-
-def _write_card(done: Artifact) -> None:
-    from greenllm.bench.report.card import model_card
-    from greenllm.quality import results_of
-
-    text = (done.path / "report.md").read_text(encoding="utf-8")
-    artifact.write_atomic(done.path / "README.md", model_card(done, results_of(done), text))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ class Calibration(BaseModel):
     source: str = Field("self", description="self (the model's own words), a .txt or .jsonl file, or a hub data set")
     samples: int = Field(64, ge=1, le=65536, description="number of samples")
     length: int = Field(128, ge=8, le=131072, description="tokens in each sample")
+    clean: bool = Field(True, description="drop duplicates and personal data of a text first, and say how many")
 
 
 class Recipe(BaseModel):

@@ -17,9 +17,11 @@ from typing import Any
 from greenllm import artifact
 from greenllm.artifact import Artifact, Source
 from greenllm.errors import GreenError
+from greenllm.licence import stated
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*", "1_Pooling/*"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "vocab*", "merges*", "1_Pooling/*",
+              "README.md", "LICEN[CS]E*"]  # fmt: skip
 
 
 def resolve(model: str | Path) -> tuple[Path, list[Source]]:
@@ -47,7 +49,8 @@ def resolve(model: str | Path) -> tuple[Path, list[Source]]:
 def _from_directory(path: Path) -> tuple[Path, list[Source]]:
     if not artifact.is_artifact(path):
         check_files(path)
-        return path, [Source(id=path.name, kind="directory", files=artifact.hash_files(path))]
+        about = Source(id=path.name, kind="directory", files=artifact.hash_files(path), licence=stated(path))
+        return path, [about]
     found = artifact.open_verified(path)
     inner = found.manifest.details.get("checkpoint") if found.kind == "model" else None
     if inner:
@@ -126,7 +129,8 @@ def _from_hub(name: str) -> tuple[Path, list[Source]]:
             "Check the spelling; a private or gated model needs `hf auth login`.",
         ) from e
     check_files(path)
-    return path, [Source(id=name, kind="hub", revision=path.name, files=artifact.hash_files(path))]
+    files = artifact.hash_files(path)
+    return path, [Source(id=name, kind="hub", revision=path.name, files=files, licence=stated(path))]
 
 
 def _nearest(name: str) -> str:

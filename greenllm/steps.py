@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greenllm import artifact, pages
+from greenllm import artifact, card, pages
 from greenllm.artifact import Artifact, Energy, Manifest, StepRecord
 from greenllm.progress import Progress
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from greenllm.plan import Plan
 
 REQUEST = "request.json"
+_SAMPLES = "calibration.safetensors"
 
 
 def begin(part: Path, todo: Plan, progress: Progress) -> None:
@@ -65,7 +66,7 @@ def run_all(todo: Plan, part: Path, country: str | None, progress: Progress) -> 
     if not todo.recipe.steps:
         with artifact.writing(final) as path:
             current.write_dense(path)
-            artifact.seal(
+            card.seal(
                 path, Manifest(kind="checkpoint", parents=current.parents, details={"tied": current.tied, **results})
             )
     return artifact.open_verified(final)
@@ -75,7 +76,7 @@ def _one_step(
     todo: Plan, current: Checkpoint, dense: Checkpoint, i: int, part: Path, where: Path,
     records: list[StepRecord], country: str | None, progress: Progress,
 ) -> None:  # fmt: skip
-    from greenllm.calibration import describe
+    from greenllm.calibration import describe, dropped_in
     from greenllm.step import Context
 
     step, work = todo.recipe.steps[i], part / f".work-{where.name}"
@@ -93,11 +94,12 @@ def _one_step(
         )  # fmt: skip
         manifest = Manifest(
             kind="checkpoint", parents=current.parents, steps=[*records, record], seed=todo.recipe.seed,
-            calibration=None if ids is None else describe(calibration.source, ids, todo.recipe.seed),
+            calibration=None if ids is None else describe(calibration.source, ids, todo.recipe.seed)
+            | ({"dropped": found} if (found := dropped_in(part / _SAMPLES)) else {}),
             energy=_with_earlier(current.path, energy.get("energy")),
             details={"tied": result.get("tied", current.tied)},
         )  # fmt: skip
-        artifact.seal(path, manifest)
+        card.seal(path, manifest)
     shutil.rmtree(work, ignore_errors=True)
     ledger.unlink()
     pages.give_back()
@@ -106,13 +108,17 @@ def _one_step(
 def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) -> Any:
     """Calibration samples of the source, made once and kept for a resumed run; in ``current``'s tokens."""
     from greenllm import calibration
+    from greenllm.clean import Filter
 
-    file = part / "calibration.safetensors"
+    file = part / _SAMPLES
     if not file.exists():
         c, kept = todo.recipe.calibration, file.with_suffix(".part")
-        ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress)
+        sieve = Filter() if c.clean else None
+        ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress, sieve)
         pages.give_back()
-        calibration.save(ids, kept)
+        if sieve and sieve.dropped:
+            progress.note(f"Calibration: of {c.source}, {sieve.words}.")
+        calibration.save(ids, kept, dict(sieve.dropped) if sieve else {})
         kept.replace(file)
     ids = calibration.load(file)
     same = getattr(current.config, "vocab_size", 0) == getattr(todo.checkpoint.config, "vocab_size", 0)

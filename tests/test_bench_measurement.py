@@ -12,6 +12,7 @@ from greenllm.bench.measurement import (
     Measurement,
     bootstrap,
     counted,
+    drift_interval,
     log_mean,
     log_ratio,
     quotient,
@@ -103,3 +104,31 @@ def test_tokens_of_a_round_share_its_luck():
     found = rounds().measurements()
     assert found["token_p50"].ci95 is not None
     assert found["token_p99"].ci95 is None  # 63 tokens a round have none beyond it
+
+
+def test_neighbours_that_are_alike_count_for_less():
+    """An interval of an autocorrelated series covers its mean; Student's t of the same samples does not."""
+    truth, correlation, n = 0.0, 0.6, 24
+    plain = series = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        x = [rng.normal()]
+        for _ in range(n - 1):
+            x.append(correlation * x[-1] + rng.normal(0, math.sqrt(1 - correlation**2)))
+        series += drift_interval(x, [1] * n)[0] <= truth <= drift_interval(x, [1] * n)[1]
+        plain += t_interval(x)[0] <= truth <= t_interval(x)[1]
+    assert plain / 400 < 0.75
+    assert series / 400 > 0.85
+
+
+def test_what_sittings_differ_by_is_in_the_interval():
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 0.01, 20)
+    x[10:] += 1.0
+    low, high = drift_interval(x.tolist(), [1] * 10 + [2] * 10)
+    assert 0.98 < high - low < 1.05
+    assert drift_interval([1.0, 2.0], [1, 2]) is None
+    same = drift_interval([2.0] * 6, [1, 1, 1, 2, 2, 2])
+    assert same == (2.0, 2.0)
+    independent = rng.normal(0, 1, 200).tolist()
+    assert drift_interval(independent, [1] * 200) == pytest.approx(t_interval(independent), rel=0.2)

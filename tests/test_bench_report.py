@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from greenllm.artifact import Artifact, Energy, Manifest, Source
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.report import merge, render, write_report
-from greenllm.bench.report.card import model_card
 from greenllm.bench.report.lines import HEADER, to_csv
 from greenllm.bench.results import Machine, Results, Row, Score, TaskResult
 from greenllm.bench.tasks.paired import against, share
+from greenllm.card import model_card
 from greenllm.cli import app
 from greenllm.errors import GreenError
 

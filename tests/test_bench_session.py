@@ -118,13 +118,14 @@ def test_a_killed_process_is_a_row_and_not_the_end(two):
     from greenllm.bench import phases
     from greenllm.bench.models import find_all
     from greenllm.bench.session import Query
+    from greenllm.bench.speed import Speed
     from greenllm.progress import Silent
 
     with Session(find_all(list(two), None), 1, Silent()) as session:
         session.load()
         phases.cut(session, texts.read(None), 32, 4, Query(8, 4))
         session.live[1].model._process.kill()
-        phases.speed(session, Query(8, 4), TINY)
+        Speed(session, Query(8, 4), TINY).sit()
         phases.score(session)
     assert "Killed by the system (SIGKILL)" in session.rows[1].error
     assert "perplexity" in session.rows[0]

@@ -163,7 +163,7 @@ def test_calibration_is_kept_as_it_was(tiny_moonshine, clips, tmp_path):
 
     found = hearing.samples(open_checkpoint(tiny_moonshine), str(clips), 2, Silent())
     assert [b["input_values"].shape[1] for b in found] == [8000, 10000]
-    calibration.save(found, tmp_path / "c.safetensors")
+    calibration.save(found, tmp_path / "c.safetensors", {})
     back = calibration.load(tmp_path / "c.safetensors")
     assert calibration.describe("x", back, 0) == calibration.describe("x", found, 0)
     assert all(torch.equal(a[k], b[k]) for a, b in zip(found, back, strict=True) for k in a)

@@ -26,6 +26,7 @@ from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import tensorrt
 from greenllm.export.profiles import profiles
+from greenllm.export.stamp import check_engine
 from greenllm.export.targets import load_target
 from greenllm.export.trtexec import arguments
 from greenllm.export.typed import positive
@@ -256,7 +257,7 @@ def test_profiles_cover_all_lengths():
     inputs = {"input_ids": [None, None], "attention_mask": [None, None], "past_key_values.0.key": [None, 2, None, 64]}
     prefill, decode = profiles(inputs, 2048, apart=True)
     assert prefill.shapes["input_ids"] == ([1, 1], [1, 128], [1, 512])
-    assert prefill.shapes["past_key_values.0.key"] == ([1, 2, 0, 64], [1, 2, 0, 64], [1, 2, 1536, 64])
+    assert prefill.shapes["past_key_values.0.key"] == ([1, 2, 0, 64], [1, 2, 0, 64], [1, 2, 2047, 64])
     assert decode.shapes["input_ids"] == ([1, 1], [1, 1], [1, 1])
     assert decode.shapes["attention_mask"][2] == [1, 2048]
     assert sum(a.startswith("--minShapes") for a in arguments([prefill, decode])) == 2
@@ -271,12 +272,12 @@ def test_profiles_cover_all_lengths():
 
 def test_an_engine_is_refused_elsewhere():
     built = {"compute_capability": "8.9", "library": "tensorrt_rtx", "version": "1.7.1.116"}
-    tensorrt.check_engine(built, "8.9", "tensorrt_rtx", "1.7.1.116")
+    check_engine(built, "8.9", "tensorrt_rtx", "1.7.1.116")
     for here in (("12.0", "tensorrt_rtx", "1.7.1.116"), ("8.9", "tensorrt_rtx", "1.8"), ("8.9", "tensorrt", "10.16")):
         with pytest.raises(GreenError, match=r"built for compute capability 8\.9 by tensorrt_rtx 1\.7"):
-            tensorrt.check_engine(built, *here)
+            check_engine(built, *here)
     with pytest.raises(GreenError):
-        tensorrt.check_engine({}, "8.9", "tensorrt_rtx", "1.7.1.116")
+        check_engine({}, "8.9", "tensorrt_rtx", "1.7.1.116")
 
 
 @pytest.mark.parametrize("how", ["missing", "short", "link", "outside", "no graph"])

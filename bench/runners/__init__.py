@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-RUNNERS = ("torch", "onnxruntime", "genai", "llamacpp", "openvino")
+RUNNERS = ("torch", "onnxruntime", "genai", "llamacpp", "openvino", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Info:
         notes: what a reader of the report must know of this run.
         weights: bytes that a decoded token reads, where they are others than those of its files.
         image: channels, height and width of what a vision encoder takes; empty for others.
+        gpu: whether its weights lie in a GPU's memory.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Info:
     notes: list[str] = field(default_factory=list)
     weights: int = 0
     image: tuple[int, ...] = ()
+    gpu: bool = False
 
 
 class Runner(Protocol):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from greenllm import calibration
 from greenllm.checkpoint import Checkpoint
+from greenllm.clean import Filter
 from greenllm.distill.vocabulary import Tokenizer, tokenizer_of
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
@@ -49,7 +50,7 @@ def mix_of(text: str, option: str) -> dict[str, float]:
 
 def text_samples(
     student: Tokenizer, speaker: Checkpoint, mix: dict[str, float], held_out: str, count: int, length: int, seed: int,
-    progress: Progress,
+    progress: Progress, *, clean: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Windows of text to learn from, and windows to be judged on that are none of them.
 
@@ -62,7 +63,8 @@ def text_samples(
             share is repeated.
         length: tokens of each.
         seed: of the choice.
-        progress: told what is narrow, repeated or short.
+        progress: told what is narrow, repeated, short or dropped.
+        clean: drop duplicates and personal data.
 
     Returns:
         int64 [windows, length] and [held out, length].
@@ -77,7 +79,7 @@ def text_samples(
         )
     ends = sum(mix.values())
     found = {
-        name: _windows(student, speaker, name, math.ceil(count * weight / ends), length, seed, progress)
+        name: _windows(student, speaker, name, math.ceil(count * weight / ends), length, seed, progress, clean)
         for name, weight in mix.items()
     }
     total = count or sum(len(w) for w in found.values())
@@ -93,18 +95,22 @@ def text_samples(
         share = round(total * weight / ends) - kept
         learn.append(_repeat(windows[kept:], share, name, progress) if len(mix) > 1 else windows[kept:])
     if held_out:
-        judge = [_windows(student, speaker, held_out, _MOST_HELD, length, seed + 1, progress)]
+        judge = [_windows(student, speaker, held_out, _MOST_HELD, length, seed + 1, progress, clean)]
     return torch.cat(learn), torch.cat(judge)
 
 
 def _windows(
-    student: Tokenizer, speaker: Checkpoint, name: str, count: int, length: int, seed: int, progress: Progress
-) -> Tensor:
+    student: Tokenizer, speaker: Checkpoint, name: str, count: int, length: int, seed: int, progress: Progress,
+    clean: bool,  # noqa: FBT001 - private
+) -> Tensor:  # fmt: skip
     """Up to ``count`` windows of a source, 0 for all, in random order."""
     if name == SELF:
         tokens = _own(student, speaker, count or OWN, length, seed, progress)
     else:
-        tokens = calibration.tokens_of(student, name, count * length * 4 or sys.maxsize)
+        sieve = Filter() if clean else None
+        tokens = calibration.tokens_of(student, name, count * length * 4 or sys.maxsize, sieve)
+        if sieve and sieve.dropped:
+            progress.note(f"Of {name}, {sieve.words}.")
     there = len(tokens) // length
     if not there:
         raise GreenError(f"{name} has {len(tokens)} tokens: not one window of {length}.", "Lower --length.")

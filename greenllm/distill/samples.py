@@ -23,13 +23,14 @@ from greenllm.progress import Progress
 
 @dataclass(frozen=True)
 class Texts:
-    """Sources with weights, the source to be judged on, the label's column ("" for none), rows, and tokens a row."""
+    """Sources with weights, the source to be judged on, the label's column ("" for none), rows, tokens; cleaned?"""
 
     mix: dict[str, float]
     held_out: str = ""
     labels: str = ""
     count: int = 0
     length: int = 256
+    clean: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def of_texts(
     """
     speaker = teachers[0].checkpoint if teachers else student
     both = data.text_samples(
-        tokenizer, speaker, texts.mix, texts.held_out, texts.count, texts.length, seed, progress
+        tokenizer, speaker, texts.mix, texts.held_out, texts.count, texts.length, seed, progress, clean=texts.clean
     )  # fmt: skip
     others = [t for t in teachers if t.spans is not None]
     learn, judge = (_with_spans(tokenizer, ids, others) for ids in both)

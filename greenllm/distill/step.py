@@ -50,6 +50,7 @@ class Distill:
     labels: str = Field(
         "", description="label's column (or its number) in data, a .tsv, .csv or .jsonl: classification"
     )
+    clean: bool = Field(True, description="drop duplicates and personal data of text first, and say how many")
     samples: int = Field(0, ge=0, description="rows to learn from at most; 0: all there are, 512 of own words")
     length: int = Field(256, ge=8, le=131072, description="tokens of a row")
     logits: float = Field(1.0, ge=0, description="weight of the teacher's predictions in the loss")
@@ -90,7 +91,7 @@ class Distill:
     @property
     def texts(self) -> Texts:
         """Where rows come from."""
-        return Texts(data.mix_of(self.data, "data"), self.held_out, self.labels, self.samples, self.length)
+        return Texts(data.mix_of(self.data, "data"), self.held_out, self.labels, self.samples, self.length, self.clean)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse options that contradict each other, files that are not there, and teachers that are quantized."""
