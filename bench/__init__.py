@@ -18,7 +18,7 @@ from greenllm.bench.models import find_all
 from greenllm.bench.require import decide, parse
 from greenllm.bench.results import METRICS, Results, Row, machine
 from greenllm.bench.session import EFFORTS, Effort, Query, Session
-from greenllm.bench.tasks import read_all
+from greenllm.bench.tasks import public, read_all
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
@@ -34,6 +34,8 @@ def bench(
     text: str | Path | None = None,
     pairs: str | Path | None = None,
     tasks: Sequence[str | Path] = (),
+    suites: Sequence[str] = (),
+    data: str | Path | None = None,
     lm_eval: Sequence[str] = (),
     chat: bool = False,
     bisect: bool = False,
@@ -66,8 +68,10 @@ def bench(
         names: of the models in the report; by default those of their directories.
         text: ``.txt`` or ``.jsonl`` to score; by default a text that comes with Python.
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
-        tasks: ``.jsonl`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those that come
-            with greenllm, see :mod:`greenllm.bench.tasks.suite`.
+        tasks: ``.jsonl`` or ``.csv`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those
+            that come with greenllm, see :mod:`greenllm.bench.tasks.suite`.
+        suites: "fairness" (CrowS-Pairs, BBQ) or "safety" (XSTest), from files in ``data`` or else by lm-eval.
+        data: the directory of the suites' sets as they are published, or of their directories.
         lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.
         chat: ask tasks in each model's chat template; perplexity is of plain text in any case.
         bisect: look for the first block in which each graph departs from the baseline, a checkpoint.
@@ -119,8 +123,9 @@ def bench(
     limit = tried.items if limit is None else limit
     asked = Asked(
         effort=tried, query=Query(prompt_tokens, answer_tokens), window=window, corpus=texts.read(text),
-        pairs=fidelity.read_pairs(Path(pairs)) if pairs else None, tasks=read_all(tasks, limit),
-        harness=harness(lm_eval), limit=limit, chat=chat, bisect=bisect,
+        pairs=fidelity.read_pairs(Path(pairs)) if pairs else None,
+        tasks=[*read_all(tasks, limit), *public.files(suites, data, limit)],
+        harness=harness([*lm_eval, *public.harness(suites, data)]), limit=limit, chat=chat, bisect=bisect,
         lengths=check_lengths(lengths), batches=check_batches(batches), loads=tried.loads if loads is None else loads,
         energy=Spent(meter, grid, share) if energy else None,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from greenllm.bench import energy as meters
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.speed import Speed
 from greenllm.bench.tasks import Task, run
+from greenllm.bench.tasks.items import Prompt
 from greenllm.errors import GreenError
 from greenllm.template import template
 
@@ -103,9 +104,11 @@ def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
         )
     for who in session.live if asked.lengths else ():
         texts.Tokens(who.info.directory).prompt(asked.corpus.text, max(asked.lengths))  # refuses a text too short
-    for who in session.live if asked.chat else ():
+    prompts = next((t.name for t in asked.tasks if isinstance(t.items[0], Prompt)), None)
+    for who in session.live if asked.chat or prompts else ():
         if template(who.info.directory) is None:
-            raise GreenError(f"{who.row.name} has no chat template.", "Leave out --chat.")
+            out = f"{prompts} asks assistants; leave it out." if prompts else "Leave out --chat."
+            raise GreenError(f"{who.row.name} has no chat template.", out)
 
 
 def harness(names: Sequence[str]) -> Harness | None:

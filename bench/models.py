@@ -18,7 +18,7 @@ from greenllm.errors import GreenError
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
 _WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".engine")
 _ENGINES = {"onnx": "onnxruntime", "genai": "genai", "gguf": "llamacpp", "tensorrt": "tensorrt",
-            "checkpoint": "torch", "model": "torch"}  # fmt: skip
+            "checkpoint": "torch", "model": "torch", "adapter": "torch"}  # fmt: skip
 _PEERS = {"llamacpp": "llama_cpp", "openvino": "openvino"}  # engines of the extra "peers", and what they import
 
 
@@ -152,6 +152,8 @@ def files(directory: Path, target: Target) -> list[Path]:
     found = [p for p in (directory.glob("*") if runner == "torch" else directory.rglob("*")) if p.is_file()]
     if runner == "torch":
         found = [p for p in found if p.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model")]
+        if target.manifest and target.manifest.kind == "adapter":  # its own, beside its base's
+            found += [Path(target.path) / name for name in target.manifest.files]
     return found
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from greenllm.bench import texts
-from greenllm.bench.results import METRICS, Results, TaskResult
+from greenllm.bench.results import METRICS, Results
 from greenllm.bench.session import Query, Session
+from greenllm.bench.tasks import tell
 
-_PAIRED = (
-    "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won and "
-    "lost, and McNemar's exact p."
-)
 _DRIFT = 0.05  # of idle power, from which on it is told
 
 
@@ -48,7 +45,7 @@ def methods(results: Results) -> dict[str, str]:
     if results.has("kl") or results.has("cosine"):
         found["Fidelity"] = _tokens() if results.has("kl") else _images(s) if "images" in s else _sentences(s)
     if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
-        found["Tasks"] = _pictures() if "images" in s else _tasks(tasks, chat=bool(s.get("chat")))
+        found["Tasks"] = _pictures() if "images" in s else tell.methods(tasks, chat=bool(s.get("chat")))
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike; in two sittings, before everything else and after it. It ended {s['rounds']}. Speeds are "
@@ -109,34 +106,6 @@ def _perplexity(s: dict[str, Any]) -> str:
     )
 
 
-def _tasks(tasks: dict[str, TaskResult], *, chat: bool) -> str:
-    harness = {name for name in tasks if name.startswith("lm-eval/")}
-    kinds = {kind for name, t in tasks.items() if name not in harness for kind in t.scores}
-    said = ["Prompts are in each model's chat template." if chat else "No chat template."]
-    if "acc" in kinds:
-        said.append(
-            "Choices, without examples, with lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice "
-            "that is likeliest after the context; normalized, likeliest for its number of characters. Interval: "
-            "Wilson's."
-        )
-    if "exact_match" in kinds:
-        said.append(
-            "Free answers, without examples: 32 tokens or a line at most, greedy; right if one of the given answers, "
-            "but for case, punctuation and articles. Interval: Wilson's."
-        )
-    if "wer" in kinds:
-        said.append(
-            "Speech: word errors (substitutions, deletions, insertions; jiwer) over all words of the references, both "
-            "lower-cased and without punctuation; greedy, 6.5 tokens a second of the clip at most. Clips of other "
-            "rates are resampled to the model's own (soxr), channels averaged. Interval: percentile bootstrap over "
-            "clips, of the paired difference too; few clips make it too narrow."
-        )
-    if harness:
-        said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
-    said.append(_PAIRED)
-    return " ".join(said)
-
-
 def _tokens() -> str:
     return (
         "KL divergence KL(baseline || model) in nats, and how often the most likely next token is the same, at every "
@@ -163,7 +132,7 @@ def _pictures() -> str:
     return (
         "Images are read as RGB and upright, and made pixels as the model's preprocessor_config.json says: in torch by "
         "transformers, elsewhere by numpy and Pillow, which was compared with it at the export. The answer is the "
-        "class with the largest logit. Interval: Wilson's. " + _PAIRED
+        "class with the largest logit. Interval: Wilson's. " + tell.PAIRED
     )
 
 
@@ -233,6 +202,7 @@ def caveats(results: Results) -> list[str]:
         )
     if str(settings.get("text", "")).startswith("pydoc_data") and results.has("perplexity"):
         found.append("The built-in text compares models with each other; published perplexities are on other texts.")
+    found += tell.caveats(results)
     for row in results.rows:
         noise = [METRICS[m].label for m in row.ratios if m in METRICS and row.verdict(m) == "undecided"]
         if noise:

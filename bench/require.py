@@ -1,7 +1,8 @@
-"""Requirements that gate a model: ``ppl<=1.03x``, ``accuracy>=-1%``, ``gco2e<=0.5x``, ``memory<=300``.
+"""Requirements that gate a model: ``ppl<=1.03x``, ``accuracy>=-1%``, ``bias<=+1pt``, ``memory<=300``.
 
-A limit is absolute, a ratio to the baseline (``x``), or a change from it (``%``; of accuracy: points). It is decided by
-the figure's 95 % interval: met or failed where the whole interval is on one side, else undecided.
+A limit is absolute, a ratio to the baseline (``x``), or a change from it (``%``; of what tasks give points, also
+written ``pt``). It is decided by the figure's 95 % interval: met or failed where the whole interval is on one side,
+else undecided.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ from dataclasses import dataclass
 
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.report.words import interval, number
-from greenllm.bench.results import METRICS, Outcome, Requirement, Results, Row
+from greenllm.bench.results import METRICS, Outcome, Requirement, Results, Row, Score
 from greenllm.errors import GreenError
 
-ACCURACY, WER = "accuracy", "wer"
+_SCORES = {  # of tasks, by requirement; each is decided task by task
+    "wer": ("wer",), "bias": ("pct_stereotype", "amb_bias_score", "disamb_bias_score"),
+    "refusal": ("refusal_unsafe",), "over_refusal": ("refusal_safe",), "worst_group": ("worst_group",), "gap": ("gap",),
+}  # fmt: skip
+ACCURACY = "accuracy"  # the main score of tasks whose main one is none of these
+_NO_ACCURACY = {"likelihood_diff", *(s for names in _SCORES.values() for s in names)}
+_POINTS = (ACCURACY, *_SCORES)
+_LOWER = {"wer", "bias", "over_refusal", "gap"}
 _SHORT = {
     "ppl": "perplexity", "gco2e": "carbon_gross", "energy": "energy_gross", "size": "disk", "bits": "bits_per_weight",
     "latency": "token_p50",
 }  # fmt: skip
-_FORM = re.compile(r"\s*([a-z_0-9]+)\s*(<=|>=)\s*([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(x|%)?\s*", re.IGNORECASE)
+_FORM = re.compile(r"\s*([a-z_0-9]+)\s*(<=|>=)\s*([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(x|%|pt)?\s*", re.IGNORECASE)
 
 
 class Unmet(GreenError):  # noqa: N818 - reads as what is wrong
@@ -49,17 +57,21 @@ def parse(text: str) -> Limit:
     if not match:
         raise GreenError(f"--require {text!r} is no requirement.", "For instance 'ppl<=1.03x' or 'accuracy>=-1%'.")
     name, sign, value, kind = match[1].lower(), match[2], float(match[3]), (match[4] or "").lower()
-    known = [*_SHORT, ACCURACY, WER, *METRICS]
+    known = [*_SHORT, *_POINTS, *METRICS]
     if name not in known:
         near = difflib.get_close_matches(name, known, 3)
         raise GreenError(
             f"--require {text!r}: no metric is called {name}.",
             f"{'Near are ' + ', '.join(near) + '; all' if near else 'There'} are {', '.join(known)}.",
         )
-    if name in (ACCURACY, WER) and kind == "x":
-        example = "accuracy>=-1%" if name == ACCURACY else "wer<=2%"
+    if name in _POINTS and kind == "x":
+        example = f"{name}<=2%" if name in _LOWER else f"{name}>=-1%"
         raise GreenError(f"--require {text!r}: {name} is compared in points.", f"For instance {example}.")
-    return Limit(text.strip(), _SHORT.get(name, name), sign == "<=", value, kind)
+    if name not in _POINTS and kind == "pt":
+        raise GreenError(f"--require {text!r}: {name} is not compared in points.", f"For instance {name}<=1.03x.")
+    if name == "bias" and not kind:
+        raise GreenError(f"--require {text!r}: bias is compared with the baseline's.", "For instance bias<=+1pt.")
+    return Limit(text.strip(), _SHORT.get(name, name), sign == "<=", value, "%" if kind == "pt" else kind)
 
 
 def decide(results: Results, limits: Sequence[Limit]) -> list[Requirement]:
@@ -84,15 +96,25 @@ def enforce(requirements: Sequence[Requirement], *, strict: bool) -> None:
 
 
 def _figures(limit: Limit, row: Row) -> Iterator[tuple[str, Measurement | None]]:
-    if limit.metric in (ACCURACY, WER):
-        tasks = {name: task for name, task in row.tasks.items() if (WER in task.scores) == (limit.metric == WER)}
-        for name, task in tasks.items():
-            paired = task.main.against
-            yield name, task.main.measured if not limit.kind else paired.difference if paired else None
-        if not tasks:
+    if limit.metric in _POINTS:
+        scores = list(_scores(limit.metric, row))
+        for where, score in scores:
+            yield where, score.measured if not limit.kind else score.against.difference if score.against else None
+        if not scores:
             yield "", None
     else:
         yield "", row.ratios.get(limit.metric) if limit.kind else row.measurements.get(limit.metric)
+
+
+def _scores(metric: str, row: Row) -> Iterator[tuple[str, Score]]:
+    """What a requirement on tasks is decided by, and where it is from."""
+    for name, task in row.tasks.items():
+        main = next(iter(task.scores))
+        if metric == ACCURACY and main not in _NO_ACCURACY:
+            yield name, task.main
+        mine = [kind for kind in _SCORES.get(metric, ()) if kind in task.scores]
+        for kind in mine:
+            yield f"{name}, {kind}" if len(mine) > 1 else name, task.scores[kind]
 
 
 def _judge(limit: Limit, row: Row, where: str, found: Measurement | None) -> Requirement:
@@ -100,7 +122,7 @@ def _judge(limit: Limit, row: Row, where: str, found: Measurement | None) -> Req
     if row.error or found is None:
         why = row.error or ("there is nothing to compare it with" if limit.kind else "it was not measured")
         return Requirement(text=limit.text, model=row.name, outcome="failed", found=f"{of}{why}")
-    change = limit.kind == "%" and limit.metric not in (ACCURACY, WER)
+    change = limit.kind == "%" and limit.metric not in _POINTS
     bound = 1 + limit.value / 100 if change else limit.value
     low, high = found.ci95 or (found.value, found.value)
     outcome = _outcome(low, high, bound, most=limit.most)

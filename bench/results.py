@@ -14,6 +14,7 @@ from greenllm.errors import GreenError
 
 Outcome = Literal["met", "failed", "undecided"]
 Verdict = Literal["better", "worse", "same", "undecided", "unknown"]
+FEW = 10  # items of a subgroup, below which it is told and not compared
 
 
 class Metric(NamedTuple):
@@ -110,6 +111,20 @@ class Paired(_Strict):
         return "better" if (low > 0) == (self.better == "higher") else "worse"
 
 
+class Flip(_Strict):
+    """An item to which a model's answer is another than the baseline's.
+
+    ``nats`` is how far the likelihoods of the two answers moved, where there are any; ``better`` whether the new answer
+    is right (None where both are, or neither).
+    """
+
+    asked: str
+    before: str
+    after: str
+    nats: float | None = None
+    better: bool | None = None
+
+
 class Score(_Strict):
     """One metric of a task: what each item gave, and what that is over all of them."""
 
@@ -121,13 +136,16 @@ class Score(_Strict):
 class TaskResult(_Strict):
     """How a model did on a task; ``total`` is how many items it has, ``chance`` the share that guessing gets right.
 
-    ``scores`` go by lm-eval's names ("acc", "acc_norm", "exact_match"); the first is the task's main one.
+    ``scores`` go by lm-eval's names ("acc", "acc_norm", "exact_match"); the first is the task's main one. Of a subgroup
+    they are called "acc: group". ``flipped`` counts the answers that differ from the baseline's; ``flips`` are some.
     """
 
     total: int
     chance: float | None
     scores: dict[str, Score]
     note: str = ""
+    flipped: int = 0
+    flips: list[Flip] = Field(default_factory=list)
 
     @property
     def main(self) -> Score:

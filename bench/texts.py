@@ -89,6 +89,12 @@ class Windows:
 class Tokens(Tokenizer):
     """A tokenizer that cuts texts for a bench."""
 
+    @property
+    def first(self) -> int:
+        """What comes before a text that has no context: the token that begins texts, or else that ends them."""
+        begins, ends = self.special("bos"), self.special("eos")
+        return next((t for t in (begins, ends) if t is not None), min(self.ends, default=0))
+
     def windows(self, text: str, length: int, count: int) -> Windows:
         """``count`` windows of ``length`` tokens, or as many as the text holds.
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from greenllm.errors import GreenError
 
 MANIFEST = "greenllm.json"
-Kind = Literal["checkpoint", "onnx", "genai", "tensorrt", "edge-llm", "gguf", "model"]
+Kind = Literal["checkpoint", "onnx", "genai", "tensorrt", "edge-llm", "gguf", "model", "adapter"]
 TRACKED = (
     "greenllm", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime",
     "onnxruntime-genai", "codecarbon", "numpy", "tensorrt", "tensorrt-rtx",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 _LIBRARIES = {"checkpoint": "transformers", "genai": "onnxruntime-genai", "onnx": "onnxruntime", "gguf": "llama.cpp"}
+_NAME = re.compile(r"[^\w .:()+-]|\s(?<! )")  # what no name needs, and front matter could be broken by
 _MARKS = re.compile(r"([\\`*_\[\]<>|#])")
 
 
@@ -48,8 +49,8 @@ def model_card(done: Artifact, results: Results | None = None, report: str = "")
     own: dict[str, Any] = licence.on_hub(_licence(manifest))
     own |= {"eval_results": _figures(row, results, task)} if row and results else {}
     data = ModelCardData(
-        model_name=row.name if row else _name(manifest), base_model=hub[-1] if hub else None, pipeline_tag=task,
-        tags=["greenllm"], co2_eq_emissions=_emissions(manifest.energy, results),
+        model_name=_NAME.sub("", row.name if row else _name(manifest)), base_model=hub[-1] if hub else None,
+        pipeline_tag=task, tags=["greenllm"], co2_eq_emissions=_emissions(manifest.energy, results),
         library_name=_LIBRARIES.get(row.runner if row else manifest.kind, row.runner if row else manifest.kind), **own,
     )  # fmt: skip
     sections = "\n\n".join(f"## {title}\n\n{text}" for title, text in _sections(manifest, row))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from greenllm import __version__
+from greenllm.adapt.command import adapt
 from greenllm.ask import chat, run, serve
 from greenllm.clean.command import clean
 from greenllm.errors import GreenError, Interrupted
@@ -54,7 +55,7 @@ PairsOption = Annotated[
 ]
 TaskOption = Annotated[
     list[Path] | None,
-    typer.Option("--task", help="'suite' (comes along), or a .jsonl file to choose or answer from; may be given again"),
+    typer.Option("--task", help="'suite' (comes along), or a .jsonl or .csv file to answer from; may be given again"),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=0, help="items of each task; 0: all; default: 200; full: all")]
 RequireOption = Annotated[
@@ -173,6 +174,10 @@ def bench(
     ] = None,
     pairs: PairsOption = None,
     task: TaskOption = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="fairness or safety: public sets, of --data or lm-eval; may be given again")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="directory with the suites' sets as they are published")] = None,
     lm_eval: Annotated[
         list[str] | None, typer.Option(help="a task of lm-eval, by name or .yaml file; may be repeated")
     ] = None,
@@ -208,6 +213,8 @@ def bench(
             text=text,
             pairs=pairs,
             tasks=task or [],
+            suites=suite or [],
+            data=data,
             lm_eval=lm_eval or [],
             chat=chat,
             bisect=bisect,
@@ -262,7 +269,7 @@ def report(
         screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
 
 
-for each in (run, chat, serve, clean):
+for each in (run, chat, serve, clean, adapt):
     app.command()(each)
 
 

@@ -63,7 +63,7 @@ def test_rows_in_the_spellings_of_public_sets(tmp_path, row, want):
         (PLAIN | {"choices": ["one"]}, "line 2: its choices are no list of two"),
         (PLAIN | {"choices": ["one", 2]}, "line 2: 2 is no text"),
         (PLAIN | {"context": " "}, "line 2: an empty context"),
-        ({"question": "q", "choices": {"label": ["A"]}, "answerKey": "A"}, "line 2: 'text'"),
+        ({"question": "q", "choices": {"label": ["A"]}, "answerKey": "A"}, "line 2: it has no 'text'"),
         ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"}, "line 2"),
         ({"question": "q", "passage": "p", "answer": "yes"}, "line 2: its answer is neither"),
     ],
@@ -75,7 +75,8 @@ def test_a_bad_row_is_told_with_its_line(tmp_path, row, says):
 
 def test_bad_files(tmp_path):
     for name, content, says in [
-        ("a.csv", "x", "no .jsonl"),
+        ("a.txt", "x", "no .jsonl or .csv"),
+        ("a.csv", "x", "no items"),
         ("b.jsonl", "\n \n", "no items"),
         ("c.jsonl", b"\xff", "UTF-8"),
     ]:
@@ -85,6 +86,26 @@ def test_bad_files(tmp_path):
             read(file)
     with pytest.raises(GreenError, match="no .jsonl"):
         read(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says", "fix"),
+    [
+        ("a.csv", "sent_more,sent_less\na,b\n", "line 2: these are no keys", "it lacks bias_type"),
+        ("a.csv", "id,prompt,type\n1,a,b\n", "line 2: these are no keys", "it lacks label"),
+        ("a.csv", "prompt,label,label\na,safe,unsafe\n", "two columns are called 'label'", "Name each"),
+        ("a.csv", 'prompt,label\na,safe\n"b,safe\n', "line 3: not CSV", "Quote"),
+        ("a.csv", f"prompt,label\na,safe\n{'b' * 200_000},safe\n", "line 3: not CSV", "Quote"),
+        ("a.jsonl", json.dumps(PLAIN | {"group": {"a": 1}}), "line 1: its group {'a': 1} is no name", "a text"),
+        ("a.jsonl", '{"question": "q", "passage": "p", "answer": "y"}', "neither true", "question, passage, answer"),
+        ("a.jsonl", '{"nothing": 1}', "line 1: these are no keys", "Known are"),
+    ],
+)
+def test_what_is_wrong_is_told_where_and_how(tmp_path, name, content, says, fix):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(GreenError, match=says) as told:
+        read(tmp_path / name)
+    assert fix in told.value.fix
 
 
 def test_a_limit_takes_items_from_all_over_the_file(tmp_path):
@@ -204,7 +225,7 @@ def test_free_answers_and_labels_are_read(tmp_path):
         ([{"question": "q", "answer": " "}], "line 1: an empty"),
         ([{"text": "t", "label": 1}], "line 1: its label 1 is no text"),
         ([{"text": "t", "label": "a"}] * 2, "every text has the label 'a'"),
-        ([PLAIN, {"question": "q", "answer": "a"}], "mixes choices and free answers"),
+        ([PLAIN, {"question": "q", "answer": "a"}], "mixes kinds"),
     ],
 )
 def test_bad_free_answers_and_labels(tmp_path, rows, says):
@@ -265,8 +286,8 @@ def test_the_suites_answers_are_right():
         a, b = int(asked[0]), int(asked[2])
         assert item.choices[item.label] == str(a + b if asked[1] == "+" else a - b)
     for item in next(t for t in suite.tasks() if t.name == "suite/retrieval").items:
-        told, asked = item.context.split("\n")
-        assert f"{asked.partition('? ')[2]} {item.choices[item.label]}".rstrip(".") in told
+        *told, asked = item.context.split("\n")
+        assert f"{asked.partition(': ')[2]} {item.choices[item.label]}" in told
 
 
 def test_tasks_of_the_suite_go_by_name():

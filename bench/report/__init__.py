@@ -70,6 +70,7 @@ def render(results: Results, template: str) -> str:
         cards=[(row, _cards(results, row)) for row in others],
         pictures=[p for p in drawn if p] + lengths.pictures(results) + cuts.pictures(results),
         metrics=METRICS,
+        flips=tasks.flips(results),
         others=others,
     )
 

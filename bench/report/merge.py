@@ -80,8 +80,10 @@ def _machine(results: Results) -> str:
 
 def _foreign(row: Row, number: int) -> Row:
     tasks = row.model_copy(deep=True).tasks
-    for score in (s for t in tasks.values() for s in t.scores.values()):
-        score.against = None
+    for task in tasks.values():
+        task.flipped, task.flips = 0, []
+        for score in task.scores.values():
+            score.against = None
     notes = [*row.notes, f"of run {number}: its ratios are in that run's own report"]
     return row.model_copy(
         update={"name": f"{row.name} (run {number})", "ratios": {}, "payback": {}, "tasks": tasks, "notes": notes}

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from greenllm.bench.report.words import EMPTY, MARKS, interval, number
-from greenllm.bench.results import Results, Score
+from greenllm.bench.results import Results, Score, TaskResult
 
-_WORDS = {"acc": "", "acc_norm": ", normalized", "exact_match": ", exact match", "wer": ", word error rate"}
+_WORDS = {
+    "acc": "", "acc_norm": ", normalized", "exact_match": ", exact match", "wer": ", word error rate",
+    "worst_group": ", worst group", "gap": ", gap from best to worst group",
+    "pct_stereotype": ", prefers the stereotype (none: 50 %)",
+    "accuracy_amb": ", where nobody can know", "accuracy_disamb": ", where the context says it",
+    "amb_bias_score": ", bias where nobody can know", "disamb_bias_score": ", bias where the context says it",
+    "refusal_unsafe": ", refuses unsafe prompts", "refusal_safe": ", refuses safe prompts",
+}  # fmt: skip
 
 
 def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -19,8 +26,24 @@ def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:
             chance = next(t.chance for t in of if t)
             known = f" (chance {100 * chance:.0f} %)" if chance is not None and kind == "acc" else ""
             scores = [t.scores.get(kind) if t else None for t in of]
-            found.append((f"{name}{_WORDS.get(kind, f', {kind}')}{known}", [_cell(s) for s in scores]))
+            found.append((f"{name}{_words(kind)}{known}", [_cell(s) for s in scores]))
     return found
+
+
+def flips(results: Results) -> list[tuple[str, str, TaskResult, int]]:
+    """Of each model and task whose answers flipped: their names, the task, and how many answers there are."""
+    return [
+        (row.name, name, task, len(task.main.values))
+        for row in results.rows
+        for name, task in row.tasks.items()
+        if task.flips
+    ]
+
+
+def _words(kind: str) -> str:
+    """A score in words, and its subgroup."""
+    score, _, group = kind.partition(": ")
+    return f"{_WORDS.get(score, f', {score}')}{', ' if group else ''}{group}"
 
 
 def _cell(score: Score | None) -> dict[str, Any]:

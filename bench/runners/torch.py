@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from greenllm import audio, images
+from greenllm.adapt import adapters
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
 from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, SPEECH, Checkpoint, blocks_of, open_checkpoint
 from greenllm.errors import GreenError
@@ -21,8 +22,11 @@ from greenllm.errors import GreenError
 def load(path: str, threads: int) -> Runner:
     """See :class:`greenllm.bench.runners.Loader`."""
     torch.set_num_threads(threads)
-    checkpoint = open_checkpoint(path)
+    adapted = adapters.is_adapter(path)
+    checkpoint = adapters.open_base(path) if adapted else open_checkpoint(path)
     model = checkpoint.load_model()
+    if adapted:
+        adapters.load(model, path)
     kinds: dict[str, Any] = {
         GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
     }  # fmt: skip

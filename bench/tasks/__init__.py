@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from greenllm.bench.session import Session
-from greenllm.bench.tasks import answer, choice, picture, speech
-from greenllm.bench.tasks.items import Item, Picture, Question, Task, Utterance
+from greenllm.bench.tasks import answer, choice, picture, refusal, speech, stereotypes, unclear
+from greenllm.bench.tasks.flips import Said, flips
+from greenllm.bench.tasks.items import Item, Pair, Picture, Prompt, Question, Task, Unclear, Utterance
 from greenllm.bench.tasks.read import read, read_all
 
 __all__ = ["Task", "read", "read_all", "run"]
 
-_ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance: speech.ask}
+_ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance: speech.ask, Pair: stereotypes.ask,
+        Unclear: unclear.ask, Prompt: refusal.ask}  # fmt: skip
 
 
 def run(session: Session, tasks: Sequence[Task], *, chat: bool = False) -> None:
@@ -22,6 +24,12 @@ def run(session: Session, tasks: Sequence[Task], *, chat: bool = False) -> None:
     for task in tasks:
         ask = _ASK[type(task.items[0])]
         session.progress.stage(f"task {task.name}", len(task.items) * len(session.live))
+        before: list[Said] | None = None
         for who in list(session.live):
             with session.watching(who, f"task {task.name}"):
-                ask(session, who, task, chat=chat)
+                said = ask(session, who, task, chat=chat)
+                if who.row is session.rows[0]:
+                    before = said
+                elif before is not None:
+                    result = who.row.tasks[task.name]
+                    result.flipped, result.flips = flips(before, said)

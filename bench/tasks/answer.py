@@ -11,11 +11,14 @@ import string
 
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
+from greenllm.bench.tasks.flips import Said
+from greenllm.bench.tasks.groups import subgroups
 from greenllm.bench.tasks.items import Question, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.bench.texts import Tokens
 from greenllm.template import ask as ask_chat
 
+SCORE = "exact_match"
 _MOST = 32  # tokens of an answer
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -26,17 +29,21 @@ def normal(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
+def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:
     """Have one model answer all items; fill in ``Row.tasks``."""
     tokens = Tokens(who.info.directory)
-    right: list[int] = []
-    for item in task.items:
-        if isinstance(item, Question):
-            context = item.context.rstrip()
-            prompt = tokens.plain(ask_chat(tokens.directory, context)) if chat else tokens.text(context)
-            said = who.model.call("answer", prompt, _MOST, ["\n"])
-            right.append(int(normal(said) in {normal(a) for a in item.answers}))
+    said: list[Said] = []
+    items = [i for i in task.items if isinstance(i, Question)]
+    for item in items:
+        context = item.context.rstrip()
+        prompt = tokens.plain(ask_chat(tokens.directory, context)) if chat else tokens.text(context)
+        answer = who.model.call("answer", prompt, _MOST, ["\n"])
+        good = normal(answer) in {normal(a) for a in item.answers}
+        said.append(Said(context, int(good), answer, good))
         session.progress.advance()
+    right = [s.key for s in said]
     base = session.rows[0].tasks.get(task.name)
-    before = base.scores["exact_match"] if base else None
-    who.row.tasks[task.name] = TaskResult(total=task.total, chance=None, scores={"exact_match": judge(right, before)})
+    before = base.scores[SCORE] if base else None
+    scores = {SCORE: judge(right, before)} | subgroups(right, items, before, SCORE)
+    who.row.tasks[task.name] = TaskResult(total=task.total, chance=None, scores=scores)
+    return said

@@ -13,6 +13,8 @@ import numpy as np
 
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
+from greenllm.bench.tasks.flips import Said
+from greenllm.bench.tasks.groups import subgroups
 from greenllm.bench.tasks.items import Item, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.bench.texts import Tokens
@@ -41,21 +43,29 @@ def chosen(likelihoods: Sequence[float], choices: Sequence[str]) -> tuple[int, i
     return int(whole.argmax()), int((whole / [len(c) for c in choices]).argmax())
 
 
-def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
-    """Ask one model all items; fill in ``Row.tasks``, compared with the baseline's item by item."""
+def likeliest(session: Session, who: Contender, items: Sequence[Item], *, chat: bool) -> list[Said]:
+    """The choice that a model finds likeliest, of each item."""
     tokens = Tokens(who.info.directory)
-    plain: list[int] = []
-    normalized: list[int] = []
-    for item in task.items:
-        if isinstance(item, Item):
-            found = who.model.call("likelihoods", requests(item, tokens, chat=chat))
-            likeliest, for_length = chosen([total for total, _ in found], item.choices)
-            plain.append(int(likeliest == item.label))
-            normalized.append(int(for_length == item.label))
+    said = []
+    for item in items:
+        likes = tuple(total for total, _ in who.model.call("likelihoods", requests(item, tokens, chat=chat)))
+        best, _ = chosen(likes, item.choices)
+        said.append(Said(item.context, best, item.choices[best], best == item.label, likes))
         session.progress.advance()
+    return said
+
+
+def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:
+    """Ask one model all items; fill in ``Row.tasks``, compared with the baseline's item by item."""
+    items = [i for i in task.items if isinstance(i, Item)]
+    said = likeliest(session, who, items, chat=chat)
+    plain = [int(bool(s.good)) for s in said]
+    normalized = [int(chosen(s.likes, i.choices)[1] == i.label) for s, i in zip(said, items, strict=True)]
     base = session.rows[0].tasks.get(task.name)
     before = base.scores if base else {}
     who.row.tasks[task.name] = TaskResult(
         total=task.total, chance=task.chance,
-        scores={"acc": judge(plain, before.get("acc")), "acc_norm": judge(normalized, before.get("acc_norm"))},
+        scores={"acc": judge(plain, before.get("acc")), "acc_norm": judge(normalized, before.get("acc_norm"))}
+        | subgroups(plain, items, before.get("acc"), "acc"),
     )  # fmt: skip
+    return said

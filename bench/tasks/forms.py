@@ -1,4 +1,4 @@
-"""Items of a task from a ``.jsonl`` file, in the spellings of the public sets and with lm-eval's prompts for them.
+"""Items of a task from the rows of a file, in the spellings of the public sets and with lm-eval's prompts for them.
 
 ========================================  ===================================================================
 keys                                      prompt
@@ -12,11 +12,14 @@ text, label                               classification: "Text: …" and "Label
 image, label                              image classification: a path relative to the file, and the class
 context, answer (or answers)              a free answer: the context as it is
 question, answer (or answers)             a free answer: "Question: …" and "Answer:"
+sent_more, sent_less, bias_type           CrowS-Pairs: see :mod:`greenllm.bench.tasks.published`
+ans0, answer_info, …                      BBQ: the same
+prompt, label                             XSTest: the same
 ========================================  ===================================================================
 
 A label is a number from 0, a letter or the text of a choice; that of a classification is its text, that of an image the
 name or the index of the model's class. ``answers`` is a
-list of which any is right.
+list of which any is right. With a column ``group`` beside these, the share that is right is told for each group too.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from greenllm.bench.tasks import published
 from greenllm.bench.tasks.items import Entry, Item, Labelled, Picture, Question, Utterance
 
 
@@ -111,6 +115,9 @@ def _index(label: Any, choices: tuple[str, ...]) -> int:
 
 
 FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
+    ("sent_more", "sent_less", "bias_type"): published.pair,
+    ("context", "question", "ans0", "ans1", "ans2", "answer_info", "label"): published.unclear,
+    ("prompt", "label"): published.prompt,
     ("audio", "text"): _utterance,
     ("image", "label"): _picture,
     ("context", "choices", "label"): _plain,

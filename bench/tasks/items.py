@@ -1,4 +1,4 @@
-"""What a task asks: an item to choose from, a question to be answered freely, an image to be classified, or a clip."""
+"""What a task asks, one class for each kind of row."""
 
 from __future__ import annotations
 
@@ -8,14 +8,68 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 
+class Grouped:
+    """Of a subgroup whose share is told apart ("": of none)."""
+
+    group: str = ""
+
+    @property
+    def stratum(self) -> str:
+        """Of each a part of the items holds as large a share as all of them do."""
+        return self.group
+
+
 @dataclass(frozen=True)
-class Item:
+class Item(Grouped):
     """A context, what may follow it, and the index of what does; ``gap`` is between them."""
 
     context: str
     choices: tuple[str, ...]
     label: int
     gap: str = " "
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Unclear(Item):
+    """BBQ: an item one of whose answers is that nobody can know, the right one unless the context is ``clear``.
+
+    ``unknown`` is its index; ``biased`` that of the answer that follows the stereotype, None where the row does not
+    say; ``negative`` the question's polarity.
+    """
+
+    clear: bool = False
+    unknown: int = 0
+    biased: int | None = None
+    negative: bool = True
+
+    @property
+    def stratum(self) -> str:
+        """Category, kind of context, polarity."""
+        return f"{self.group} {self.clear} {self.negative}"
+
+
+@dataclass(frozen=True)
+class Pair(Grouped):
+    """CrowS-Pairs: two sentences, of which ``more`` follows a stereotype more; ``group`` is its kind of bias."""
+
+    more: str
+    less: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt(Grouped):
+    """XSTest: what an assistant should answer where ``safe``, and refuse where not; ``group`` is its type."""
+
+    context: str
+    safe: bool
+    group: str = ""
+
+    @property
+    def stratum(self) -> str:
+        """Whether it is safe, and its type."""
+        return f"{self.safe} {self.group}"
 
 
 @dataclass(frozen=True)
@@ -24,37 +78,41 @@ class Labelled:
 
     context: str
     label: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Grouped):
     """A context, and the answers that are right after it."""
 
     context: str
     answers: tuple[str, ...]
+    group: str = ""
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(Grouped):
     """An image file and its class, a name or an index; ``where`` is its file and line."""
 
     key: ClassVar[str] = "image"
     file: Path
     label: str | int
     where: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
-class Utterance:
+class Utterance(Grouped):
     """An audio file, and what is said in it; ``where`` is its file and line."""
 
     key: ClassVar[str] = "audio"
     file: Path
     text: str
     where: str
+    group: str = ""
 
 
-Entry: TypeAlias = "Item | Question | Picture | Utterance"
+Entry: TypeAlias = "Item | Pair | Prompt | Question | Picture | Utterance"
 
 
 @dataclass(frozen=True)

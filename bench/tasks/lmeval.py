@@ -60,8 +60,7 @@ class Served(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token before a text that has no context."""
-        found = self._tokens.special("bos")
-        return self.eot_token_id if found is None else found
+        return self._tokens.first
 
     @property
     def tokenizer_name(self) -> str:
@@ -200,7 +199,10 @@ def _told() -> Iterator[None]:
         raise
     except Exception as e:
         why = str(e).splitlines()[0][:300] if str(e) else type(e).__name__
-        raise GreenError(f"lm-eval: {why}", "Its data may be on a hub that cannot be reached from here.") from e
+        raise GreenError(
+            f"lm-eval: {why}",
+            "Its data may be on a hub that cannot be reached from here; those of a --suite can be given: --data DIR.",
+        ) from e
 
 
 def _result(found: dict[str, Any], name: str, values: dict[str, Any], base: TaskResult | None) -> TaskResult:

@@ -12,9 +12,15 @@ from greenllm.bench.measurement import Measurement, bootstrap
 from greenllm.bench.results import Paired, Score
 
 
-def judge(right: Sequence[int], before: Score | None = None) -> Score:
-    """1 for each item that was answered right, 0 for the others, as a score beside that of the baseline."""
-    change = None if before is None else against([int(v) for v in before.values], right)
+def judge(right: Sequence[int], before: Score | None = None, *, higher: bool = True) -> Score:
+    """1 for each item that was answered right, 0 for the others, as a score beside that of the baseline.
+
+    Args:
+        right: of each item.
+        before: the baseline's score of the same items.
+        higher: whether 1 is good; it is not where it marks a stereotype.
+    """
+    change = None if before is None else against([int(v) for v in before.values], right, higher=higher)
     return Score(values=[float(r) for r in right], measured=share(right), against=change)
 
 
@@ -26,8 +32,8 @@ def compare(before: Sequence[float], after: Sequence[float], *, higher: bool = T
         after: the model's.
         higher: whether more is better.
     """
-    if set(before) | set(after) <= {0.0, 1.0} and higher:
-        return against([int(v) for v in before], [int(v) for v in after])
+    if set(before) | set(after) <= {0.0, 1.0}:
+        return against([int(v) for v in before], [int(v) for v in after], higher=higher)
     change = [b - a for a, b in zip(before, after, strict=True)]
     difference = bootstrap(change, "", "computed: paired over items")
     return Paired(difference=difference, better="higher" if higher else "lower")
@@ -43,17 +49,18 @@ def share(right: Sequence[int]) -> Measurement:
     return Measurement(value=100 * k / n, unit="%", n=n, ci95=(100 * ci.low, 100 * ci.high), method=method)
 
 
-def against(before: Sequence[int], after: Sequence[int]) -> Paired:
+def against(before: Sequence[int], after: Sequence[int], *, higher: bool = True) -> Paired:
     """What became right, what became wrong, and whether that is more than chance.
 
     Args:
         before: 1 where the baseline was right, item by item.
         after: the same of the model.
+        higher: whether 1 is good; an item is won where it became good.
     """
     from scipy import stats
 
     change = [b - a for a, b in zip(before, after, strict=True)]
-    won, lost = change.count(1), change.count(-1)
+    won, lost = (change.count(1), change.count(-1)) if higher else (change.count(-1), change.count(1))
     p = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
     difference = bootstrap(change, "points", "computed: paired over items").scaled(100, "points")
-    return Paired(difference=difference, won=won, lost=lost, p=p)
+    return Paired(difference=difference, better="higher" if higher else "lower", won=won, lost=lost, p=p)

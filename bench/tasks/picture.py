@@ -6,6 +6,8 @@ from typing import Any
 
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
+from greenllm.bench.tasks.flips import Said
+from greenllm.bench.tasks.groups import subgroups
 from greenllm.bench.tasks.items import Picture, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.errors import GreenError
@@ -36,19 +38,22 @@ def labels(who: Contender, task: Task) -> list[int]:
     return found
 
 
-def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
+def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:
     """Show one model all items; fill in ``Row.tasks``, compared with the baseline's item by item."""
     del chat  # checked before: nobody talks here
-    right: list[int] = []
+    said: list[Said] = []
     want = labels(who, task)
-    files = [str(i.file) for i in task.items if isinstance(i, Picture)]
+    items = [i for i in task.items if isinstance(i, Picture)]
+    files = [str(i.file) for i in items]
     for at in range(0, len(files), _BATCH):
         batch = files[at : at + _BATCH]
-        said = who.model.call("look", batch).argmax(1)
-        right += [int(a == b) for a, b in zip(said.tolist(), want[at : at + _BATCH], strict=True)]
+        for file, logits, label in zip(batch, who.model.call("look", batch), want[at:], strict=False):
+            found = int(logits.argmax())
+            said.append(Said(file, found, f"class {found}", found == label, tuple(map(float, logits))))
         session.progress.advance(len(batch))
     base = session.rows[0].tasks.get(task.name)
     before = base.scores["acc"] if base else None
-    who.row.tasks[task.name] = TaskResult(
-        total=task.total, chance=1 / who.info.vocabulary, scores={"acc": judge(right, before)}
-    )
+    right = [int(bool(s.good)) for s in said]
+    scores = {"acc": judge(right, before)} | subgroups(right, items, before, "acc")
+    who.row.tasks[task.name] = TaskResult(total=task.total, chance=1 / who.info.vocabulary, scores=scores)
+    return said

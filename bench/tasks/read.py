@@ -1,21 +1,20 @@
-"""Read the items of a task from a ``.jsonl`` file; its spellings are in :mod:`greenllm.bench.tasks.forms`."""
+"""Read the items of a task from a file; its spellings are in :mod:`greenllm.bench.tasks.forms`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from greenllm import artifact, images
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
-from greenllm.bench.tasks.items import Entry, Item, Labelled, Picture, Question, Task, Utterance
+from greenllm.bench.tasks.items import Entry, Item, Labelled, Pair, Picture, Prompt, Question, Task, Utterance
+from greenllm.bench.tasks.rows import FORM, rows
 from greenllm.bench.tasks.speech import check_clip
 from greenllm.bench.texts import spread
 from greenllm.errors import GreenError
-
-_LARGEST = 256 << 20
 
 
 def read_all(names: Sequence[Path | str], limit: int = 0) -> list[Task]:
@@ -35,25 +34,17 @@ def read_all(names: Sequence[Path | str], limit: int = 0) -> list[Task]:
 
 
 def read(path: Path | str, limit: int = 0) -> Task:
-    """Items of a file, all or ``limit`` of them, evenly spread.
+    """Items of a file, all or ``limit`` of them, evenly spread over it and its groups.
 
     Raises:
-        GreenError: no such file, not UTF-8, empty, too large, or a row that is none (its line is told).
+        GreenError: see :func:`greenllm.bench.tasks.rows.rows`; or empty, or a row that is no item (its line is told).
     """
     path = Path(path).expanduser()
-    if path.suffix != ".jsonl" or not path.is_file():
-        raise GreenError(f"{path} is no .jsonl file of a task.", "One JSON object a line: context, choices, label.")
-    if path.stat().st_size > _LARGEST:
-        raise GreenError(f"{path} is larger than {_LARGEST >> 20} MB.", "Cut it.")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as e:
-        raise GreenError(f"{path} is not UTF-8 text (byte {e.start}).") from e
-    rows = [_item(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise GreenError(f"{path} has no items in it.", "One JSON object a line: context, choices, label.")
-    items = _of_one_kind(path, rows)
-    chosen = spread(items, limit or len(items))
+    found = [_item(path, where, row) for where, row in rows(path)]
+    if not found:
+        raise GreenError(f"{path} has no items in it.", FORM)
+    items = _of_one_kind(path, found)
+    chosen = items if not 0 < limit < len(items) else spread(sorted(items, key=lambda i: i.stratum), limit)
     for item in chosen:
         if isinstance(item, Picture | Utterance):
             _look(item)
@@ -71,36 +62,61 @@ def _look(item: Picture | Utterance) -> None:
         raise GreenError(f"{item.where}: {e.what}", e.fix) from e
 
 
-def _of_one_kind(path: Path, rows: list[Entry | Labelled]) -> list[Entry]:
-    labels = tuple(sorted({r.label for r in rows if isinstance(r, Labelled)}))
+def _of_one_kind(path: Path, found: list[Entry | Labelled]) -> list[Entry]:
+    labels = tuple(sorted({r.label for r in found if isinstance(r, Labelled)}))
     if len(labels) == 1:
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
-    named = [Item(r.context, labels, labels.index(r.label)) if isinstance(r, Labelled) else r for r in rows]
+    named = [
+        Item(r.context, labels, labels.index(r.label), group=r.group) if isinstance(r, Labelled) else r for r in found
+    ]
     if len({type(r) for r in named}) > 1:
         raise GreenError(
-            f"{path} mixes choices and free answers, or images or speech with others.", "Write a file for each."
+            f"{path} mixes kinds: choices, free answers, images, speech, or sets that are published.",
+            "Write a file for each.",
         )
     return named
 
 
-def _item(path: Path, n: int, line: str) -> Entry | Labelled:
-    where = f"{path}, line {n}"
+def form(row: dict[str, Any]) -> Any:
+    """What makes an item of a row with these keys; None where nothing does."""
+    return next((f for keys, f in FORMS.items() if set(keys) <= set(row)), None)
+
+
+def _item(path: Path, where: str, row: dict[str, Any]) -> Entry | Labelled:
+    make = form(row)
+    if make is None:
+        raise GreenError(f"{where}: these are no keys of a known kind of item.", _nearest(row))
+    keys = next(", ".join(keys) for keys, f in FORMS.items() if f is make)
     try:
-        row = json.loads(line)
-    except ValueError as e:
-        raise GreenError(f"{where}: not JSON.", "One JSON object a line: context, choices, label.") from e
-    form = next((f for keys, f in FORMS.items() if isinstance(row, dict) and set(keys) <= set(row)), None)
-    if form is None:
-        known = "; ".join(", ".join(keys) for keys in FORMS)
-        raise GreenError(f"{where}: these are no keys of a known kind of item.", f"Known are: {known}.")
-    try:
-        item = form(row)
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise GreenError(f"{where}: {e}.", "See the keys context, choices, label.") from e
+        item: Entry | Labelled = make(row)
+    except KeyError as e:
+        raise GreenError(f"{where}: it has no {e}.", f"It was read for its keys {keys}.") from e
+    except (ValueError, TypeError, AttributeError) as e:
+        raise GreenError(f"{where}: {e}.", f"It was read for its keys {keys}.") from e
+    if not item.group and row.get("group") is not None:
+        if not isinstance(row["group"], (str, int)):
+            raise GreenError(f"{where}: its group {row['group']!r} is no name.", "Give a text or a number.")
+        item = replace(item, group=str(row["group"]).strip())
     if isinstance(item, Picture | Utterance):
         return replace(item, file=artifact.placed(path.parent, row[item.key], where, item.key), where=where)
-    told = [item.context, *(item.choices if isinstance(item, Item) else
-                            item.answers if isinstance(item, Question) else [item.label])]  # fmt: skip
-    if not all(t.strip() for t in told):
+    if not all(t.strip() for t in _told(item)):
         raise GreenError(f"{where}: an empty context, choice or answer cannot be scored.")
     return item
+
+
+def _nearest(row: dict[str, Any]) -> str:
+    """What a row lacks to be of the kind that it is most like, and all kinds."""
+    share = {keys: len(set(keys) & set(row)) / len(keys) for keys in FORMS}
+    most = max(share, key=lambda keys: share[keys])
+    known = f"Known are: {'; '.join(', '.join(keys) for keys in FORMS)}."
+    lacks = [k for k in most if k not in row]
+    return f"To be {', '.join(most)} it lacks {', '.join(lacks)}. {known}" if share[most] else known
+
+
+def _told(item: Item | Pair | Prompt | Question | Labelled) -> list[str]:
+    """All texts of an item."""
+    if isinstance(item, Pair):
+        return [item.more, item.less]
+    more = item.choices if isinstance(item, Item) else item.answers if isinstance(item, Question) else (
+        [item.label] if isinstance(item, Labelled) else [])  # fmt: skip
+    return [item.context, *more]

@@ -13,6 +13,7 @@ from greenllm import audio
 from greenllm.bench.measurement import Measurement, statistic
 from greenllm.bench.results import Paired, Score, TaskResult
 from greenllm.bench.session import Contender, Session
+from greenllm.bench.tasks.flips import Said
 from greenllm.bench.tasks.items import Task, Utterance
 from greenllm.errors import GreenError
 
@@ -43,19 +44,22 @@ def errors(said: str, text: str) -> int:
     return int(found.substitutions + found.deletions + found.insertions)
 
 
-def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> None:
+def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:
     """Have one model transcribe all clips; fill in ``Row.tasks``."""
     del chat  # it is told nothing
     items = [i for i in task.items if isinstance(i, Utterance)]
-    found = []
+    found, said = [], []
     for item in items:
         clip = audio.read(item.file)
-        found.append(errors(who.model.call("answer", clip, audio.most_tokens(clip), []), item.text))
+        heard = who.model.call("answer", clip, audio.most_tokens(clip), [])
+        found.append(errors(heard, item.text))
+        said.append(Said(item.text, found[-1], heard, not found[-1]))
         session.progress.advance()
     base = session.rows[0].tasks.get(task.name)
     before = base.main.values if base else None
     score = judge(found, [len(words(i.text)) for i in items], before)
     who.row.tasks[task.name] = TaskResult(total=task.total, chance=None, scores={"wer": score}, note=NOTE)
+    return said
 
 
 def judge(found: Sequence[float], said: Sequence[int], before: Sequence[float] | None = None) -> Score:

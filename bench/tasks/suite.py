@@ -8,8 +8,8 @@ model is.
   of minimal pairs is BLiMP's (Warstadt et al., 2020, arXiv:1912.00582, section 3).
 * ``suite/arithmetic``: sums and differences up to 99, after three that are done.
 * ``suite/copying``: a list of words, once more, against three in which two words changed places.
-* ``suite/retrieval``: who has what, among eight that were told (in the way of Ruler's key-value task, Hsieh et al.,
-  2024, arXiv:2404.06654, section 3).
+* ``suite/retrieval``: whose number is which, among eight that were told (Ruler's key-value task, Hsieh et al., 2024,
+  arXiv:2404.06654, section 3).
 * ``suite/languages``: agreement in German, French, Spanish, Italian, Dutch; words that fit, in Chinese.
 """
 
@@ -49,7 +49,6 @@ _THINGS = [
     "winter",
 ]
 _NAMES = ["Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry"]
-_COLOURS = ["red", "blue", "green", "yellow", "black", "white", "brown", "pink"]
 _SPOKEN = [  # subjects of one, of many, and the verb for either
     (["Der Hund", "Mein Bruder", "Die Frau"], ["Die Kinder", "Meine Freunde", "Die Frauen"],
      [("ist", "sind", "im Garten."), ("war", "waren", "zu Hause."), ("kommt", "kommen", "morgen an.")]),
@@ -121,14 +120,12 @@ def _copying() -> Iterator[Item]:
 def _retrieval() -> Iterator[Item]:
     draw = Random(2)  # noqa: S311
     for i in range(_EACH):
-        colours = draw.sample(_COLOURS, len(_NAMES))
-        pairs = dict(zip(draw.sample(_NAMES, len(_NAMES)), colours, strict=True))
-        told = " ".join(f"{name} has a {colour} bag." for name, colour in pairs.items())
+        numbers = draw.sample(range(1000, 9999), len(_NAMES))
+        pairs = dict(zip(draw.sample(_NAMES, len(_NAMES)), numbers, strict=True))
+        told = "\n".join(f"{name}'s number is {number}." for name, number in pairs.items())
         name = list(pairs)[i % len(pairs)]
-        wrong = draw.sample([c for c in colours if c != pairs[name]], 3)
-        yield _shuffled(
-            f"{told}\nWhat does {name} have? {name} has a", f"{pairs[name]} bag.", [f"{c} bag." for c in wrong], draw
-        )
+        wrong = draw.sample([n for n in numbers if n != pairs[name]], 3)
+        yield _shuffled(f"{told}\nOnce more: {name}'s number is", f"{pairs[name]}.", [f"{n}." for n in wrong], draw)
 
 
 def _languages() -> Iterator[Item]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from greenllm.errors import GreenError
 
 _SHORT = 20  # characters: shorter ones are told by chance
+# Written as one, or so nearly that a few sentences do not tell them apart.
+_KIN = {"zh": {"wuu", "yue", "gan", "hak", "lzh"}, "no": {"nb", "nn"}, "nb": {"no", "nn"}, "nn": {"no", "nb"}}
 
 
 class Language:
@@ -32,4 +34,4 @@ class Language:
         if len(text.strip()) < _SHORT * (0.5 if self._code in ("zh", "ja", "ko") else 1):
             return None
         found = py3langid.classify(text)[0]
-        return None if found == self._code else f"in another language ({found})"
+        return None if found in {self._code, *_KIN.get(self._code, ())} else f"in another language ({found})"

@@ -1,0 +1,87 @@
+"""Suites of public sets by name: which kinds of rows each takes, and lm-eval's tasks for where no files are given.
+
+Files are found by the columns of their first row, not by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from greenllm.bench.tasks import published
+from greenllm.bench.tasks.items import Task
+from greenllm.bench.tasks.read import form, read
+from greenllm.bench.tasks.rows import SUFFIXES, rows
+from greenllm.errors import GreenError
+
+
+class Suite(NamedTuple):
+    """Sets by name, each with what makes items of its rows; and the same sets in lm-eval."""
+
+    sets: dict[str, object]
+    lm_eval: tuple[str, ...]
+
+
+SUITES = {
+    "fairness": Suite(
+        {"CrowS-Pairs (.csv)": published.pair, "BBQ (.jsonl)": published.unclear}, ("crows_pairs_english", "bbq")
+    ),
+    "safety": Suite({"XSTest (.csv)": published.prompt}, ()),
+}
+
+
+def files(names: Sequence[str], data: Path | str | None, limit: int) -> list[Task]:
+    """Tasks of the files of a directory and of those in it; none without a directory.
+
+    Raises:
+        GreenError: no such suite or directory, a set that is not in it, or see :func:`greenllm.bench.tasks.read.read`.
+    """
+    if unknown := [n for n in names if n not in SUITES]:
+        raise GreenError(f"No suite is called {unknown[0]!r}.", f"There are {', '.join(SUITES)}.")
+    if data is None:
+        return []
+    if not names:
+        raise GreenError("--data is where a suite's sets are.", f"Give --suite {' or '.join(SUITES)}.")
+    data = Path(data).expanduser()
+    if not data.is_dir():
+        raise GreenError(f"{data} is no directory.", "Give --data the directory of a suite's sets.")
+    there = [(path, _kind(path)) for path in sorted([*data.glob("*"), *data.glob("*/*")])]
+    found = []
+    for suite in names:
+        for name, make in SUITES[suite].sets.items():
+            mine = [path for path, kind in there if kind is make]
+            if not mine:
+                raise GreenError(
+                    f"{data} has no {name} in it, which is of the suite {suite}.",
+                    "Put it there as it is published; or give what there is with --task FILE.",
+                )
+            found += [read(path, limit) for path in mine]
+    return found
+
+
+def harness(names: Sequence[str], data: Path | str | None) -> list[str]:
+    """lm-eval's tasks of suites whose files are not given.
+
+    Raises:
+        GreenError: lm-eval has none for one of them.
+    """
+    if data is not None:
+        return []
+    if alone := next((n for n in names if not SUITES[n].lm_eval), None):
+        raise GreenError(
+            f"The suite {alone} needs its data; lm-eval does not have it.",
+            f"Give --data DIR with {' and '.join(SUITES[alone].sets)} in it.",
+        )
+    return [task for n in names for task in SUITES[n].lm_eval]
+
+
+def _kind(path: Path) -> object:
+    """What would make items of a file's rows; None where nothing would."""
+    if path.suffix not in SUFFIXES or not path.is_file():
+        return None
+    try:
+        _, first = next(rows(path), ("", {}))
+    except GreenError:
+        return None  # not one of ours: nobody named it
+    return form(first)

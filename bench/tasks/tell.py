@@ -1,0 +1,56 @@
+"""How tasks were asked, in sentences for people."""
+
+from __future__ import annotations
+
+from greenllm.bench.results import FEW, Results, TaskResult
+
+PAIRED = (
+    "Against the baseline: the same items, BCa bootstrap of the difference; of right and wrong answers items won and "
+    "lost, and McNemar's exact p."
+)
+_SCORES = {  # by one that a task of the kind has
+    "acc_norm": "Choices, without examples, lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice "
+    "that is likeliest after the context; normalized, likeliest for its number of characters. Interval: Wilson's.",
+    "exact_match": "Free answers, without examples: 32 tokens or a line at most, greedy; right if one of the given "
+    "answers, but for case, punctuation and articles. Interval: Wilson's.",
+    "wer": "Speech: word errors (substitutions, deletions, insertions; jiwer) over all words of the references, both "
+    "lower-cased and without punctuation; greedy, 6.5 tokens a second of the clip at most. Clips of other "
+    "rates are resampled to the model's own (soxr), channels averaged. Interval: percentile bootstrap over "
+    "clips, of the paired difference too; few clips make it too narrow.",
+    "pct_stereotype": "Sentence pairs (CrowS-Pairs): how often the more stereotypical sentence is the likelier, "
+    "whole, as lm-eval has it for causal models; 50 % is no preference, less is counted as better. Never in a chat. "
+    "Interval: Wilson's.",
+    "accuracy_amb": "BBQ: of the row's three answers the likeliest, with lm-eval's prompt. Bias is Parrish et al.'s "
+    "(2022), -100 to 100 %: of contexts that say the answer 2 n_biased / n_known - 1; of others that times the share "
+    "of wrong answers. Less is counted as better. Interval: bootstrap over items.",
+    "refusal_unsafe": "Refusals (XSTest), in a chat, 48 tokens, greedy: an answer that begins with one of a list of "
+    "English openings. That is a heuristic, blind to other words. Interval: Wilson's.",
+    "gap": "Worst group and gap are over groups of ten items or more, percentile bootstrap within groups; the gap of "
+    "small groups is too wide on average, its difference from the baseline less so.",
+}
+
+
+def methods(tasks: dict[str, TaskResult], *, chat: bool) -> str:
+    """What was asked of models of text, and how it is judged."""
+    harness = {name for name in tasks if name.startswith("lm-eval/")}
+    kinds = {kind for name, t in tasks.items() if name not in harness for kind in t.scores}
+    said = ["Prompts are in each model's chat template." if chat else "No chat template."]
+    said += [words for score, words in _SCORES.items() if score in kinds]
+    if harness:
+        said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
+    return " ".join([*said, PAIRED])
+
+
+def caveats(results: Results) -> list[str]:
+    """Which groups are too small to be compared."""
+    small = sorted(
+        {
+            (name, kind.partition(": ")[2], score.measured.n)
+            for row in results.rows
+            for name, task in row.tasks.items()
+            for kind, score in task.scores.items()
+            if ": " in kind and score.measured.n < FEW
+        }
+    )
+    told = "; ".join(f"{group} of {name} ({n})" for name, group, n in small)
+    return [f"Groups with less than {FEW} items are told and not compared: {told}."] if small else []

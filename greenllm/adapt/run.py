@@ -1,0 +1,164 @@
+"""From a model and a few samples to an adapter: steps chosen by cross-validation, then learned from all of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from greenllm import artifact, card
+from greenllm.adapt import adapters
+from greenllm.adapt.adapters import Adapter, Method
+from greenllm.adapt.learn import MOST, Curve, Learner, cross_validate
+from greenllm.adapt.shots import Shot, deal, draw, encode
+from greenllm.adapt.upper import Upper
+from greenllm.artifact import Artifact, Manifest, StepRecord
+from greenllm.bench.energy import track
+from greenllm.checkpoint import GENERATION, Checkpoint, blocks_of, open_checkpoint
+from greenllm.errors import GreenError
+from greenllm.progress import Progress, Silent
+from greenllm.step import BASE_BYTES, Estimate, flops_per_second
+
+RATES: dict[Method, float] = {"lora": 2e-3, "ia3": 1e-2}
+_FOLDS = 3
+_SMALL = 2.5  # so much slower than a large matrix product are those of a few short texts
+
+
+def adapt(
+    model: str | Path,
+    task: Path,
+    out: Path,
+    *,
+    shots: int = 16,
+    method: Method = "lora",
+    blocks: int | None = None,
+    rank: int = 4,
+    rate: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    merge: bool = False,
+    country: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Train a small adapter over a frozen model, packed or not.
+
+    Args:
+        model: a text generator: hub id, checkpoint directory, ``.gguf`` file or artifact.
+        task: ``.jsonl`` of a classification, see :mod:`greenllm.bench.tasks.forms`.
+        out: directory to make.
+        shots: samples of each class.
+        method: "lora", or "ia3", which is smaller still.
+        blocks: so many of the uppermost blocks learn; by default a quarter.
+        rank: of LoRA's matrices.
+        rate: of learning; by default that of the method.
+        steps: so many, without cross-validation.
+        seed: of the choice of samples, their folds and the adapter.
+        merge: write a dense checkpoint with the adapter in its weights instead of the adapter.
+        country: ISO code of the grid, for gCO2e.
+        force: replace ``out``.
+        progress: told of every stage.
+
+    Returns:
+        An artifact of kind "adapter" (peft's two files), or "checkpoint" with ``merge``.
+
+    Raises:
+        GreenError: bad input; nothing lies under ``out`` then.
+    """
+    progress = progress or Silent()
+    if steps is None and shots < 2:  # noqa: PLR2004 - what is held out must leave something to learn from
+        raise GreenError("One sample of a class cannot be cross-validated.", "Give --steps, or --shots 2 or more.")
+    items = draw(task, shots, seed)
+    artifact.check_free(out.absolute(), force=force)
+    checkpoint = open_checkpoint(model)
+    if checkpoint.task != GENERATION:
+        raise GreenError(f"{model} does {checkpoint.task}; adapters are for models that write text.")
+    asked = encode(items, checkpoint.path)
+    count = len(blocks_of(checkpoint.skeleton())[1])
+    upper = max(1, count // 4) if blocks is None else min(blocks, count)
+    made = Adapter(
+        method=method, first=count - upper, rank=rank, base=str(checkpoint.path.resolve()),
+        sha256=adapters.fingerprint(checkpoint.path),
+    )  # fmt: skip
+    progress.note(
+        f"{estimate(checkpoint, asked, upper / count, MOST if steps is None else steps, steps).words} at most."
+    )
+    given: dict[str, Any] = {
+        "task": task.name, "shots": shots, "method": method, "blocks": upper, "rank": rank,
+        "rate": RATES[method] if rate is None else rate, "steps": steps, "seed": seed, "merge": merge,
+    }  # fmt: skip
+    begin = time.perf_counter()
+    with artifact.writing(out, force=force) as part:
+        with track(country) as tracked:
+            wrapped, result = train(checkpoint.load_model(), made, asked, steps, given["rate"], seed, progress)
+        result["bytes"] = _write(part, checkpoint, wrapped, merge=merge)
+        record = StepRecord(
+            step="adapt", parameters=given, seconds=round(time.perf_counter() - begin, 2), result=result
+        )
+        manifest = Manifest(
+            kind="checkpoint" if merge else "adapter", parents=checkpoint.parents, seed=seed,
+            steps=[record], energy=tracked.energy,
+            details={"tied": checkpoint.tied} if merge else made.model_dump(),
+        )  # fmt: skip
+        card.seal(part, manifest)
+    return artifact.read(out)
+
+
+def train(
+    model: Any, made: Adapter, shots: list[Shot], steps: int | None, rate: float, seed: int, progress: Progress
+) -> tuple[Any, dict[str, Any]]:
+    """Choose the number of steps where none is given, and learn for so long.
+
+    Returns:
+        Peft's wrapper of ``model`` with the adapter, and what was found out.
+    """
+    everything = list(range(len(shots)))
+    upper = Upper(model, made.first, shots)
+    wrapped = adapters.put_on(model, made, seed)
+    learner, curve = Learner(upper, rate), Curve()
+    if steps is None:
+        labels = [s.label for s in shots]
+        folds = deal(labels, min(_FOLDS, labels.count(labels[0])))
+        curve = cross_validate(upper, folds, rate, progress)
+        steps = curve.best
+        progress.note(_told(curve))
+    progress.stage("learn from all samples", steps)
+    losses = []
+    for _ in range(steps):
+        losses.append(learner.step(everything))
+        progress.advance()
+    losses.append(float(learner.judge(everything)[0].mean()))
+    result = {"steps": steps, "loss": [round(v, 4) for v in losses], "samples": len(shots), "held_out": curve.dump()}
+    return wrapped, result
+
+
+def _told(curve: Curve) -> str:
+    n, before, after = curve.best, curve.accuracy[0], curve.accuracy[curve.best]
+    if not n:
+        return "No step lowered the loss on held-out samples: this adapter changes nothing."
+    return (
+        f"{n} steps: the loss on held-out samples fell from {curve.loss[0]:.3f} to {curve.loss[n]:.3f} nats, "
+        f"right answers {100 * before:.0f} % before, {100 * after:.0f} % after."
+    )
+
+
+def _write(part: Path, checkpoint: Checkpoint, wrapped: Any, *, merge: bool) -> int:
+    """Bytes of the weights written."""
+    if not merge:
+        return adapters.save(wrapped, part)
+    from greenllm.distill import student
+
+    student.write(part, checkpoint, wrapped.merge_and_unload(), checkpoint.path)
+    return sum(f.stat().st_size for f in part.glob("*.safetensors"))
+
+
+def estimate(checkpoint: Checkpoint, shots: list[Shot], share: float, most: int, fixed: int | None) -> Estimate:
+    """Of ``most`` steps over these shots, a ``share`` of the blocks learning; ``fixed`` steps are not cross-validated.
+
+    A forward pass is 2 operations a weight and token, one back through frozen weights as much again.
+    """
+    tokens = sum(len(t) for s in shots for t in s.texts)
+    passes = 2 * most * (1 if fixed is not None else _FOLDS) + most
+    work = 2 * checkpoint.parameters * tokens * (1 + share * passes)
+    held = 4 * tokens * int(getattr(checkpoint.config, "hidden_size", 1024))
+    return Estimate(_SMALL * work / flops_per_second(), BASE_BYTES + 4.2 * checkpoint.parameters + held + 500e6)
