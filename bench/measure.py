@@ -68,26 +68,30 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if asked.loads:
         loads.run(session, asked.loads)
     speed = Speed(session, query, asked.effort)
-    speed.sit()
+    speed.begin()
     if asked.lengths:  # before text is scored, for which some engines load a second graph
         lengths.run(session, asked.corpus, asked.lengths)
     if asked.batches:
         batches.run(session, query.answer, asked.effort, asked.batches)
+    speed.between()
     spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
+    speed.between()
     if encoders:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
     elif sense:
         words |= sense.quality(session, asked.tasks, asked.effort.sentences)
-        run(session, asked.tasks)
     else:
         phases.score(session)
-        run(session, asked.tasks, chat=asked.chat)
-        if asked.harness:
-            asked.harness(session, asked.limit, asked.chat)
+    for task in asked.tasks:
+        speed.between()
+        run(session, task, chat=asked.chat)
+    if asked.harness:
+        speed.between()
+        asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:
         bisect.run(session)
-    speed.sit()
+    speed.end()
     compare.ratios(session)
     words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
     return {**words, "chat": asked.chat, **speed.said(), **spent}
