@@ -116,7 +116,7 @@ class Rounds:
         prompt: tokens of a text; seconds of a clip.
         rounds: the queries of each.
         kind: what is asked about: "text", "image" or "clip".
-        sittings: in which each round was; empty: rounds of one sitting, too few to tell how they hang together.
+        sittings: in which each round was; empty: rounds that stand for themselves.
     """
 
     prompt: float
@@ -167,7 +167,7 @@ class Rounds:
         return {f"{name}_quantiles": np.percentile(pooled, range(101)).tolist()} if pooled else {}
 
     def measurements(self) -> dict[str, Measurement]:
-        """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""
+        """Geometric means over sittings; a percentile that rounds are too short for is of all tokens, no interval."""
         units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": f"{self.kind}s/s", "real_time": "s/s"}
         found = {
             k: log_mean(v, units.get(k, "ms"), "measured:clock", self.sittings or None)

@@ -70,36 +70,34 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if asked.loads:
         loads.run(session, asked.loads)
     speed = Speed(session, query, asked.effort)
-    speed.sit()
+    speed.begin()
     if asked.lengths:  # before text is scored, for which some engines load a second graph
         lengths.run(session, asked.corpus, asked.lengths)
     if asked.batches:
         batches.run(session, query.answer, asked.effort, asked.batches)
+    speed.between()
     spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
+    speed.between()
     if encoders:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
     elif sense:
         words |= sense.quality(session, asked.tasks, asked.effort.sentences)
-        _ask(session, asked)
     else:
         phases.score(session)
-        _ask(session, asked)
-        if asked.harness:
-            asked.harness(session, asked.limit, asked.chat)
+    for task in [*asked.tasks, *(t for c in asked.disturbed for t in c.tasks)]:
+        speed.between()
+        run(session, task, chat=asked.chat)
+    curves.fill(session.rows, asked.disturbed)
+    if asked.harness:
+        speed.between()
+        asked.harness(session, asked.limit, asked.chat)
     if asked.bisect:
         bisect.run(session)
-    speed.sit()
+    speed.end()
     compare.ratios(session)
     words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
     return {**words, "chat": asked.chat, **speed.said(), **spent}
-
-
-def _ask(session: Session, asked: Asked) -> None:
-    """All tasks, and their disturbed copies."""
-    run(session, asked.tasks, chat=asked.chat)
-    run(session, [t for c in asked.disturbed for t in c.tasks], chat=asked.chat)
-    curves.fill(session.rows, asked.disturbed)
 
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:

@@ -50,11 +50,10 @@ def methods(results: Results) -> dict[str, str]:
         found["Robustness"] = tell.robustness()
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
-        f"all alike; in two sittings, before everything else and after it. It ended {s['rounds']}. Speeds are "
-        "geometric means over rounds; the interval is Student's t on the effective number of rounds (neighbours are "
-        "alike), and half of what the sittings differ by: it holds what the machine did meanwhile, not what it does on "
-        "another day. Ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
-        "where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
+        f"all alike; in sittings spread over the bench. It ended {s['rounds']}. Speeds are geometric means over "
+        "sittings, and the interval is Student's t on their means: it holds what the machine did meanwhile, not what "
+        "it does on another day. Ratios are paired round by round. A percentile of single tokens or texts is taken in "
+        "each round; where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
     )
     if any(row.batches for row in results.rows):
         found["Batches"] = _batches()

@@ -40,7 +40,7 @@ METRICS: dict[str, Metric] = {
     "token_p95": Metric("Per token, p95", "Speed", "lower"),
     "token_p99": Metric("Per token, p99", "Speed", "lower"),
     "bandwidth": Metric("Weights read while decoding", "Speed", "higher"),
-    "real_time": Metric("Real-time factor: seconds for one of speech", "Speed", "lower"),
+    "real_time": Metric("Real-time factor", "Speed", "lower"),
     "encode": Metric("Encode", "Speed", "higher"),
     "text_p50": Metric("Per text, p50", "Speed", "lower"),
     "text_p95": Metric("Per text, p95", "Speed", "lower"),

@@ -18,7 +18,7 @@ from greenllm.errors import GreenError
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("jiwer")
-TINY = Effort(windows=2, rounds=2, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
+TINY = Effort(windows=2, sittings=2, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
 
 
 def tone(path, seconds=1.0, rate=16000, channels=1, hertz=440):

@@ -25,7 +25,7 @@ from greenllm.errors import GreenError
 from greenllm.export.vision import their_processor
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
-BRIEF = Effort(windows=1, sentences=8, rounds=2, seconds=0.5, turn=0.01)
+BRIEF = Effort(windows=1, sentences=8, sittings=2, seconds=0.5, turn=0.01)
 
 
 def make(kind, config, path, **options):
