@@ -273,7 +273,7 @@ def done(tmp_path_factory):
                str(base / "q.jsonl"), "--suite", "robustness:typos=10,50", "--suite", "robustness:prompts", "--limit",
                "8", "--intensity", "1", "--report", str(base / "report"), "--require", "robustness>=-1000pt",
                "--require", "robustness_typos>=0", "--threads", "1"]  # fmt: skip
-    least = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01, energy=0.1)
+    least = Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(greenllm.bench.EFFORTS, "quick", least)
         patch.setattr(
@@ -324,9 +324,9 @@ def test_they_are_in_every_report_and_harmless(done):
 def test_it_can_be_required(done):
     told, found, _ = done
     kept = found.rows[1].tasks[task_name(done[2])].curves["typos"].kept
+    assert kept
     typing = [r for r in found.requirements if r.text == "robustness_typos>=0"]
-    if kept:
-        assert typing[0].found.startswith(f"{task_name(done[2])}: ")
+    assert typing[0].found.startswith(f"{task_name(done[2])}: {kept.measured.value:.1f} %")
     assert told.exit_code == (1 if any(r.outcome == "failed" for r in found.requirements) else 0)
     with pytest.raises(GreenError, match="no metric is called robustness_typo"):
         parse("robustness_typo>=1")
