@@ -57,11 +57,14 @@ def _points(curve: Curve | None) -> dict[str, Any]:
     last = cell(curve.scores[-1])
     told = "; ".join(
         f"{label}: {number(s.measured.value)} [{interval(s.measured.ci95)}]"
+        + (f", {c['ratio']} [{c['ratio_interval']}]" if (c := cell(s))["ratio"] else "")
         for label, s in zip(curve.labels, curve.scores, strict=True)
     )
-    ratio = f"at {curve.labels[-1]}: {last['ratio']}" if last["ratio"] else ""
-    values = " · ".join(number(s.measured.value) for s in curve.scores)
-    return last | {"value": values, "interval": "", "ratio": ratio, "note": f"{told}; n = {curve.scores[0].measured.n}"}
+    points = last["ratio"].partition(" (")[0]  # flips and interval are in the note
+    return last | {
+        "value": " · ".join(number(s.measured.value) for s in curve.scores), "interval": "", "ratio_interval": "",
+        "ratio": f"at {curve.labels[-1]}: {points}" if points else "", "note": f"{told}; n = {curve.scores[0].measured.n}",
+    }  # fmt: skip
 
 
 def _kept(results: Results, name: str, of: list[TaskResult | None]) -> Picture | None:
@@ -108,7 +111,7 @@ def _curve(results: Results, name: str, of: list[TaskResult | None], kind: str) 
     xs, ys = _Scale(first.strengths, _SIDE, WIDTH - RIGHT, margin=0.04), _Scale(ends, _FOOT, _TOP)
     drawn, marks = [], []
     for n, (i, row, curve) in enumerate(rows):
-        aside = 4.0 * (n - (len(rows) - 1) / 2)  # bars beside each other, not upon
+        aside = 6.0 * (n - (len(rows) - 1) / 2)  # bars beside each other, not upon
         at = [(xs(s) + aside, score.measured) for s, score in zip(curve.strengths, curve.scores, strict=True)]
         kept = f", {number(curve.kept.measured.value)} % kept" if curve.kept else ""
         drawn.append(Line(i, " ".join(f"{x:.1f},{ys(m.value):.1f}" for x, m in at), f"{row.name}{kept}"))
