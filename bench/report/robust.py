@@ -14,6 +14,7 @@ from greenllm.bench.results import Curve, Results, Row, TaskResult
 _MOST = 12  # curves that are drawn; the table has all
 _SIDE, _TOP, _FOOT, _HEIGHT = 58.0, 20.0, 320.0, 372.0
 _ROW, _GAP, _LABEL = 22.0, 14.0, 96.0
+_NO_STRENGTH = "prompts"
 _WORDS = {"acc": "accuracy", "exact_match": "exact match", "wer": "word error rate"}
 
 
@@ -28,7 +29,7 @@ def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:
             mine = [t.curves.get(kind) if t else None for t in of]
             found.append((f"{name}, {curve.words}: kept", [cell(c.kept if c else None) for c in mine]))
             at = ", ".join(curve.labels)
-            found.append((f"{name}, {curve.words}: {at}", [_points(c) for c in mine]))
+            found.append((f"{name}, {curve.words}: {at}", [_points(c, graded=kind != _NO_STRENGTH) for c in mine]))
     return found
 
 
@@ -50,7 +51,7 @@ def _kinds(of: list[TaskResult | None]) -> dict[str, Curve]:
     return {kind: curve for t in reversed(of) if t for kind, curve in t.curves.items()}
 
 
-def _points(curve: Curve | None) -> dict[str, Any]:
+def _points(curve: Curve | None, *, graded: bool) -> dict[str, Any]:
     """All scores of a curve in one cell; at the end how the last differs from the baseline's."""
     if curve is None:
         return dict(EMPTY)
@@ -61,9 +62,12 @@ def _points(curve: Curve | None) -> dict[str, Any]:
         for label, s in zip(curve.labels, curve.scores, strict=True)
     )
     points = last["ratio"].partition(" (")[0]  # flips and interval are in the note
+    if not points or not graded:  # of wordings none is the last
+        last |= {"mark": "", "word": ""}
     return last | {
         "value": " · ".join(number(s.measured.value) for s in curve.scores), "interval": "", "ratio_interval": "",
-        "ratio": f"at {curve.labels[-1]}: {points}" if points else "", "note": f"{told}; n = {curve.scores[0].measured.n}",
+        "ratio": f"at {curve.labels[-1]}: {points}" if points and graded else "",
+        "note": f"{told}; n = {curve.scores[0].measured.n}",
     }  # fmt: skip
 
 
@@ -120,7 +124,7 @@ def _curve(results: Results, name: str, of: list[TaskResult | None], kind: str) 
             title = f"{row.name}, {label}: {number(m.value)} {m.unit} [{interval(m.ci95)}]"
             marks.append(Mark(i, x, ys(m.value), x, x, ys(low), ys(high), "", title))
     xticks = [Tick(xs(s), _short(label)) for s, label in zip(first.strengths, first.labels, strict=True)]
-    score, graded = _WORDS.get(main, main), kind != "prompts"
+    score, graded = _WORDS.get(main, main), kind != _NO_STRENGTH
     return Picture(
         "curve", f"{first.words.capitalize()}: {name}",
         f"{score.capitalize()} {'against strength' if graded else 'by the wording of the prompt, 0 its own'}, the same "
