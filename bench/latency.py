@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm.bench.measurement import Measurement, log_mean
+from greenllm.bench.measurement import Measurement, log_mean, sitting_means
 from greenllm.bench.runners import Batched, Decoder, Info, Runner
 from greenllm.errors import GreenError
 
@@ -128,6 +128,11 @@ class Rounds:
         """One more round."""
         self.rounds.append(queries)
         self.sittings.append(sitting)
+
+    def by_sitting(self, seconds: Callable[[Query], float]) -> list[float]:
+        """Mean of ``seconds`` of the queries of each sitting."""
+        rounds = [sum(map(seconds, r)) / len(r) for r in self.rounds]
+        return sitting_means(rounds, self.sittings)
 
     def first(self) -> list[float]:
         """Mean seconds to the first token (or to the embedding), by round."""

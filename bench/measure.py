@@ -76,15 +76,31 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if asked.batches:
         batches.run(session, query.answer, asked.effort, asked.batches)
     speed.between()
-    spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
+    spent = _spend(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else None
     speed.between()
-    if encoders:
+    words |= _quality(session, asked, query, speed, sense)
+    if asked.bisect:
+        bisect.run(session)
+    speed.end()
+    if spent:
+        spent.tell()
+    compare.ratios(session)
+    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
+    return {**words, "chat": asked.chat, **speed.said(), **(_power(spent, asked.effort) if spent else {})}
+
+
+def _quality(
+    session: Session, asked: Asked, query: Query, speed: Speed, sense: ModuleType | None
+) -> dict[str, Any]:  # fmt: skip
+    """Text, images or clips against the baseline, then all tasks; what is to be said of it."""
+    words: dict[str, Any] = {}
+    if sense:
+        words = sense.quality(session, asked.tasks, asked.effort.sentences)
+    elif query.answer:
+        phases.score(session)
+    else:
         chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
         phases.embed(session, chosen, query.prompt, asked.pairs)
-    elif sense:
-        words |= sense.quality(session, asked.tasks, asked.effort.sentences)
-    else:
-        phases.score(session)
     for task in [*asked.tasks, *(t for c in asked.disturbed for t in c.tasks)]:
         speed.between()
         run(session, task, chat=asked.chat)
@@ -92,12 +108,7 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if asked.harness:
         speed.between()
         asked.harness(session, asked.limit, asked.chat)
-    if asked.bisect:
-        bisect.run(session)
-    speed.end()
-    compare.ratios(session)
-    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
-    return {**words, "chat": asked.chat, **speed.said(), **spent}
+    return words
 
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
@@ -135,14 +146,18 @@ def harness(names: Sequence[str]) -> Harness | None:
     return lambda session, limit, chat: lmeval.run(session, found, limit, chat=chat)
 
 
-def _energy(session: Session, query: Query, effort: Effort, asked: Spent, *, loads: bool) -> dict[str, str | float]:
+def _spend(session: Session, query: Query, effort: Effort, asked: Spent, *, loads: bool) -> spend.Spending:
     used = meters.choose(asked.meter) if asked.meter is None or isinstance(asked.meter, str) else asked.meter
-    grid, share = asked.grid, asked.share
     try:
-        idle = spend.run(session, query, effort, used, grid, share, loads=loads)
+        return spend.run(session, query, effort, used, asked.grid, asked.share, loads=loads)
     finally:
         if used is not asked.meter:
             used.close()
+
+
+def _power(spent: spend.Spending, effort: Effort) -> dict[str, str | float]:
+    """What the report must name of the meter, the idle machine, the grid and the making of the machine."""
+    used, idle, grid, share = spent.meter, spent.idle, spent.grid, spent.share
     found: dict[str, str | float] = {
         "meter": used.method,
         "meter_covers": used.covers,

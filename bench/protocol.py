@@ -148,7 +148,8 @@ def _energy(s: dict[str, Any]) -> str:
         f"Windows of {s['energy_window_s']:.0f} s or more of queries back to back, between two idle windows of the "
         f"same length with all models loaded: {s['idle_w']:.2f} W before, {s['idle_after_w']:.2f} W after. Gross is "
         "everything the meter counts while a query runs; net is less the idle power, taken on the line between the "
-        "two. The interval holds the scatter of power and of query times, the meter's lag, and half the drift of idle."
+        "two. The interval holds the scatter of power and of query times, the meter's lag, half the drift of idle, and "
+        "how the sittings of the speed differ; where watts are estimated, the time of a query is the mean over these."
         + phases
     )
 

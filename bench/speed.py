@@ -18,7 +18,7 @@ from greenllm.bench.session import Contender, Effort, Query, Session
 
 _WARM_UP = 8  # tokens; enough to page everything in
 _APART = 10.0  # seconds from the end of a sitting to the next, unless nothing else is left to do
-_PATIENCE = 3  # turns, or twice the time, before disturbed ones count
+_PATIENCE = 3  # turns, or two and twice the time, before disturbed ones count
 
 Turn = list[tuple[Contender, list[latency.Query]]]
 
@@ -111,7 +111,7 @@ class Speed:
             told, left = now, seconds - (now - begin)
             if not self.session.live or (left <= 0 and calm):
                 return calm or every
-            if left <= 0 and (len(every) >= _PATIENCE or left <= -seconds):
+            if left <= 0 and (len(every) >= _PATIENCE or (left <= -seconds and len(every) > 1)):
                 self._counted += len(every)
                 return every
 

@@ -276,9 +276,8 @@ def done(tmp_path_factory):
     least = Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(greenllm.bench.EFFORTS, "quick", least)
-        patch.setattr(
-            sys.modules["greenllm.bench.measure"], "_energy", lambda *_, **__: {}
-        )  # its windows take half a minute
+        measure = sys.modules["greenllm.bench.measure"]
+        patch.setattr(measure, "_spend", lambda *_, **__: None)  # its windows take half a minute
         told = CliRunner().invoke(app, command)
     found = Results.from_json((base / "report" / "report.json").read_text())
     return told, found, base
