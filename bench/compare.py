@@ -6,16 +6,15 @@ from greenllm.bench.measurement import log_ratio, quotient
 from greenllm.bench.results import Row
 from greenllm.bench.session import Session
 
-_BY_ROUND = (
+_OF_QUERIES = (
     "prefill",
     "decode",
     "first_token",
     "encode",
     "real_time",
-    "load",
-    "load_cold",
     *(f"{x}_p{p}" for x in ("token", "text", "image") for p in (50, 95, 99)),
 )
+_BY_ROUND = (*_OF_QUERIES, "load", "load_cold")  # starts have rounds of their own, and no sittings
 _BY_WINDOW = ("perplexity", "bits_per_byte")
 _NO_RATIO = ("bandwidth", "kl", "top1", "cosine", "neighbour", "spearman")
 
@@ -43,7 +42,7 @@ def _ratio(row: Row, base: Row, name: str, sittings: list[int], *, same_tokens: 
     paired = name in _BY_ROUND or (name in _BY_WINDOW and same_tokens)
     if paired and name in row.samples and name in base.samples:
         over = "rounds" if name in _BY_ROUND else "windows"
-        in_time = sittings if name in _BY_ROUND and len(sittings) == len(row.samples[name]) else None
+        in_time = sittings if name in _OF_QUERIES and len(sittings) == len(row.samples[name]) else None
         row.ratios[name] = log_ratio(row.samples[name], base.samples[name], f"computed: paired over {over}", in_time)
     elif (ratio := quotient(row[name], base[name])) is not None:
         row.ratios[name] = ratio

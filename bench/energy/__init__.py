@@ -130,10 +130,10 @@ def _duration(own: float, seconds: list[float], sittings: list[float], meter: Me
         times = [own, *sittings]
         mean = sum(times) / len(times)
         return mean, _relative(times)
-    within, drift = _relative(seconds), _relative(sittings)
-    if within is None or drift is None:
-        return own, within
-    return own, (within**2 + drift**2 * len(sittings)) ** 0.5  # of one window, not of the mean of as many
+    drift = _relative(sittings)
+    if drift is None:
+        return own, _relative(seconds)
+    return own, drift * len(sittings) ** 0.5  # of one window, which is no shorter than a sitting
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,6 @@ def _half(ci: Interval | None) -> float | None:
 
 
 def _relative(seconds: list[float]) -> float | None:
-    """Half-width of the mean, over the mean."""
+    """Half-width of the mean, over the mean; None where there is no spread to know."""
     half = _half(t_interval(seconds))
     return None if half is None else half / (sum(seconds) / len(seconds))
