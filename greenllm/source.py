@@ -58,7 +58,9 @@ def _from_directory(path: Path) -> tuple[Path, list[Source]]:
     if found.kind != "checkpoint":
         raise GreenError(
             f"{path} is a greenllm artifact of kind {found.kind!r}; a checkpoint is needed.",
-            "Give the checkpoint that it was exported from.",
+            "Give the checkpoint that it was exported from."
+            if found.kind != "adapter"
+            else "Only a merged adapter is a checkpoint: greenllm adapt … --merge; a prefix never is.",
         )
     check_files(found.path)
     return found.path, [artifact.as_source(found), *found.manifest.parents]

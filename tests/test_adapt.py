@@ -11,7 +11,7 @@ from conftest import make_llama
 
 import greenllm
 from greenllm import artifact
-from greenllm.adapt import adapters
+from greenllm.adapt import adapters, methods
 from greenllm.adapt.learn import MOST, Curve, Learner
 from greenllm.adapt.run import adapt
 from greenllm.adapt.shots import Choice, deal, draw, encode
@@ -49,6 +49,15 @@ def made(tmp_path_factory, four, few):
     return adapt(four, few, tmp_path_factory.mktemp("made") / "adapter", shots=4, blocks=2)
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, four):
+    from greenllm.pipeline import run_steps
+    from greenllm.recipe import Recipe, make_step
+
+    step = make_step("quantize", {"method": "rtn", "bits": 4, "group": 32}, "quantize")
+    return run_steps(four, tmp_path_factory.mktemp("packed") / "int4", Recipe(name="int4", steps=[step]))
+
+
 def logits(model):
     with torch.no_grad():
         return model(input_ids=IDS, use_cache=False).logits
@@ -78,7 +87,27 @@ def test_one_seed_is_one_adapter(made, four, few, tmp_path):
     assert weights(other.path) != weights(made.path)
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("method", methods.KINDS)
+def test_a_method_learns_on_packed_weights_and_stock_peft_says_the_same(packed, few, tmp_path, method):
+    from peft import PeftModel
+
+    rate = 0.05 if method in ("prefix", "ia3") else 0.02
+    done = adapt(packed.path, few, tmp_path / "adapter", shots=2, steps=12, method=method, rate=rate)
+    loss = done.manifest.steps[-1].result["loss"]
+    assert loss[-1] < 0.9 * loss[0]
+    ours, base, plain = (open_checkpoint(packed.path).load_model() for _ in range(3))
+    adapters.load(ours, done.path)
+    theirs = PeftModel.from_pretrained(base, done.path)
+    assert not torch.allclose(logits(ours), logits(plain), atol=1e-3)
+    torch.testing.assert_close(logits(theirs), logits(ours), rtol=0, atol=0)
+    runner_ = runner.load(str(done.path), 1)  # a prompt and then tokens, one by one
+    said = [runner_.prefill(IDS[0].tolist(), 4)]
+    said += [runner_.step(said[-1]) for _ in range(3)]
+    whole = torch.tensor(runner_.logits([*IDS[0].tolist(), *said]))
+    assert whole.argmax(-1)[IDS.shape[1] - 1 : -1].tolist() == said
+
+
+@pytest.mark.parametrize("method", [m for m, kind in methods.KINDS.items() if kind.merges])
 def test_stock_peft_and_a_merge_say_the_same(four, few, tmp_path, method):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
@@ -86,22 +115,15 @@ def test_stock_peft_and_a_merge_say_the_same(four, few, tmp_path, method):
     given = {"shots": 2, "blocks": 1, "steps": 3, "method": method, "rate": 0.05}
     done = adapt(four, few, tmp_path / "adapter", **given)
     ours = open_checkpoint(four).load_model()
-    before = logits(ours)
     adapters.load(ours, done.path)
     theirs = AutoPeftModelForCausalLM.from_pretrained(done.path)  # finds the base by itself
     merged = adapt(four, few, tmp_path / "merged", merge=True, **given)
-    assert not torch.allclose(logits(ours), before, atol=1e-3)
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=0, atol=0)
     for dense in (open_checkpoint(merged.path).load_model(), AutoModelForCausalLM.from_pretrained(merged.path)):
         torch.testing.assert_close(logits(dense), logits(ours), rtol=1e-4, atol=1e-5)
 
 
-def test_on_packed_weights(four, few, tmp_path):
-    from greenllm.pipeline import run_steps
-    from greenllm.recipe import Recipe, make_step
-
-    step = make_step("quantize", {"method": "rtn", "bits": 4, "group": 32}, "quantize")
-    packed = run_steps(four, tmp_path / "int4", Recipe(name="int4", steps=[step]))
+def test_on_packed_weights(packed, few, tmp_path):
     done = adapt(packed.path, few, tmp_path / "adapter", shots=2, steps=2, blocks=1)
     loaded = runner.load(str(done.path), 1)
     plain = runner.load(str(packed.path), 1)
@@ -130,12 +152,15 @@ def test_kept_states_and_padding_change_nothing(four, few):
     assert "forward" not in vars(model.model.layers[0])
 
 
-def test_learners_share_a_model_and_not_their_values(four, few):
+@pytest.mark.parametrize("method", ["lora", "adalora", "prefix"])
+def test_learners_share_a_model_and_not_their_values(four, few, method):
     shots = encode(draw(few, 2, 0), four)
     model = open_checkpoint(four).load_model()
-    upper = Upper(model, 3, shots)
-    adapters.put_on(model, adapters.Adapter(method="lora", first=3, rank=2, base=str(four), sha256="0" * 64))
-    busy, idle, alone = (Learner(upper, 0.05) for _ in range(3))
+    first = 0 if method == "prefix" else 3
+    upper = Upper(model, first, shots)
+    made = methods.Adapter(method=method, first=first, rank=2, base=str(four), sha256="0" * 64)
+    adapted = methods.put_on(model, made, steps=6)
+    busy, idle, alone = (Learner(upper, adapted, 0.05) for _ in range(3))
     start = idle.judge(range(4))[0]
     for _ in range(3):
         busy.step(range(4))
@@ -202,13 +227,31 @@ def test_bad_samples_are_told_and_leave_nothing(four, tmp_path, rows, says):
 
 
 def test_what_cannot_be_adapted(four, few, bert, tmp_path, made):
+    from transformers import AutoModelForCausalLM, MambaConfig
+
+    long = write(tmp_path / "long.jsonl", [{"text": "a" * 225 + str(i), "label": "xy"[i % 2]} for i in range(8)])
+    with pytest.raises(GreenError, match="cannot be merged"):
+        adapt(four, few, tmp_path / "out", shots=4, method="prefix", merge=True)
+    with pytest.raises(GreenError, match="All blocks"):
+        adapt(four, few, tmp_path / "out", shots=4, method="prefix", blocks=2)
+    with pytest.raises(GreenError, match="too few for adalora"):
+        adapt(four, few, tmp_path / "out", shots=4, method="adalora", steps=2)
+    with pytest.raises(GreenError, match="the model reads 236:"):
+        adapt(four, long, tmp_path / "out", shots=4, method="prefix", rank=20)
+    with pytest.raises(GreenError, match="which have"):
+        adapt(four, few, tmp_path / "out", shots=2, method="prefix", rank=200)
+    shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    mamba = AutoModelForCausalLM.from_config(MambaConfig(**shape))
+    for method in ("lora", "prefix"):
+        with pytest.raises(GreenError, match=f"{method} does not fit Mamba"):
+            methods.put_on(mamba, methods.Adapter(method=method, first=0, rank=2, base="here", sha256="0" * 64))
     with pytest.raises(GreenError, match="feature-extraction"):
         adapt(bert, few, tmp_path / "out", shots=4)
     with pytest.raises(GreenError, match="cross-validated"):
         adapt(four, few, tmp_path / "out", shots=1)
     with pytest.raises(GreenError, match="exists"):
         adapt(four, few, made.path, shots=4)
-    with pytest.raises(GreenError, match="'adapter'"):
+    with pytest.raises(GreenError, match="--merge"):
         open_checkpoint(made.path)
 
 

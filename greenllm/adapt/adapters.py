@@ -1,8 +1,7 @@
-"""Adapters by peft, on the upper blocks of a frozen model, and their files.
+"""An adapter's files.
 
-LoRA: Hu et al., 2021, arXiv:2106.09685. (IA)³: Liu et al., 2022, arXiv:2205.05638, here on the outputs of all linear
-layers. ``adapter_config.json`` is for peft alone: what is loaded here is made from the manifest, which is checked, so
-that nothing a stranger wrote into it is imported or run.
+``adapter_config.json`` is for peft alone: what is loaded here is made from the manifest, which is checked, so that
+nothing a stranger wrote into it is imported or run.
 """
 
 from __future__ import annotations
@@ -10,32 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from greenllm import artifact, source
+from greenllm.adapt.methods import Adapter, put_on
 from greenllm.artifact import Artifact
-from greenllm.checkpoint import Checkpoint, blocks_of
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
-from greenllm.quantize.linear import linears
 
-Method = Literal["lora", "ia3"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_SCALE = 2  # alpha over rank
-
-
-class Adapter(BaseModel):
-    """What a manifest says of an adapter: how it is built, and on what (SHA-256 of the base's files, its place)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: Method
-    first: int = Field(ge=0, description="lowest block that has adapters")
-    rank: int = Field(ge=1, le=1024)
-    base: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 def is_adapter(path: Path | str) -> bool:
@@ -85,39 +70,13 @@ def base_of(adapter: Adapter, path: Path | str) -> Path:
     return base
 
 
-def put_on(model: Any, adapter: Adapter, seed: int = 0) -> Any:
-    """Put a fresh adapter, which changes nothing yet, on a model; return peft's wrapper of it.
-
-    Raises:
-        GreenError: peft is not installed, or the model has no such block.
-    """
-    try:
-        import peft
-    except ModuleNotFoundError as e:
-        raise GreenError("Adapters need the package peft.", "pip install 'greenllm[distill]'") from e
-    name, blocks = blocks_of(model)
-    if adapter.first >= len(blocks):
-        raise GreenError(f"An adapter begins at block {adapter.first}; the model has {len(blocks)} (0 is the first).")
-    inner = {f"{name}.{i}.{n}": m for i in range(adapter.first, len(blocks)) for n, m in linears(blocks[i]).items()}
-    common: dict[str, Any] = {
-        "target_modules": sorted(inner), "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base,
-        "fan_in_fan_out": any(type(m).__name__ == "Conv1D" for m in inner.values()),
-    }  # fmt: skip
-    config = (
-        peft.LoraConfig(r=adapter.rank, lora_alpha=_SCALE * adapter.rank, **common)
-        if adapter.method == "lora"
-        else peft.IA3Config(feedforward_modules=[], **common)
-    )
-    model.name_or_path = adapter.base
-    torch.manual_seed(seed)
-    return peft.get_peft_model(model, config)
-
-
 def save(wrapped: Any, out: Path) -> int:
     """Write both files of peft's format; the bytes of the weights. Embeddings are none of it: peft would ask a hub."""
     import peft
     from safetensors.torch import save_file
 
+    if hasattr(wrapped.peft_config["default"], "rank_pattern"):
+        wrapped.peft_config["default"].rank_pattern = {}  # singular values that AdaLoRA gave up are zeros in the file
     state = {
         k: v.detach().contiguous()
         for k, v in peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
@@ -126,7 +85,8 @@ def save(wrapped: Any, out: Path) -> int:
     wrapped.peft_config["default"].inference_mode = True
     wrapped.peft_config["default"].save_pretrained(out)
     told = json.loads((out / CONFIG).read_text(encoding="utf-8"))
-    told["target_modules"] = sorted(told["target_modules"])  # a set has another order each time
+    if "target_modules" in told:
+        told["target_modules"] = sorted(told["target_modules"])  # a set has another order each time
     artifact.write_atomic(out / CONFIG, json.dumps(told, indent=2, sort_keys=True) + "\n")
     return (out / WEIGHTS).stat().st_size
 

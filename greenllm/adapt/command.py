@@ -14,9 +14,15 @@ def adapt(
     task: Annotated[Path, typer.Option(help=".jsonl of a classification: text and label, or context, choices, label")],
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
     shots: Annotated[int, typer.Option(min=1, help="samples of each class")] = 16,
-    method: Annotated[Literal["lora", "ia3"], typer.Option(help="kind of adapter")] = "lora",
+    method: Annotated[
+        Literal["lora", "adalora", "prefix", "ia3"],
+        typer.Option(help="kind of adapter, as peft has them: no bottleneck adapters"),
+    ] = "lora",
     blocks: Annotated[int | None, typer.Option(min=1, help="uppermost blocks that learn; default: a quarter")] = None,
-    rank: Annotated[int, typer.Option(min=1, max=1024, help="of LoRA's matrices")] = 4,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="of LoRA's matrices, or tokens of a prefix; default: the method's"),
+    ] = None,
     rate: Annotated[float | None, typer.Option(min=1e-8, max=1.0, help="of learning; default: the method's")] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="so many; default: chosen by cross-validation")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of all that is random")] = 0,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from greenllm.adapt.upper import Upper
+from greenllm.distill import recover
 from greenllm.progress import Progress
 
 MOST = 30  # steps that are tried
@@ -18,23 +19,27 @@ PATIENCE = 4  # steps without a lower loss after which no more are tried
 
 
 class Learner:
-    """Values of an adapter of their own, and AdamW's memory of them; several share one model.
+    """Values of an adapter of their own, and what AdamW and AdaLoRA know of them; several share one model.
 
     Args:
-        upper: the model, with an adapter whose parameters alone want gradients.
+        upper: the model.
+        adapted: peft's wrapper of it, in which the adapter's parameters alone want gradients.
         rate: of learning.
     """
 
-    def __init__(self, upper: Upper, rate: float) -> None:
-        self.upper = upper
-        self.places = [p for p in upper.model.parameters() if p.requires_grad]
+    def __init__(self, upper: Upper, adapted: Any, rate: float) -> None:
+        self.upper, self.adapted = upper, adapted
+        self.places = [p for p in adapted.parameters() if p.requires_grad]
         self.values = [p.detach().clone().requires_grad_() for p in self.places]
         self._update = torch.optim.AdamW(self.values, rate, weight_decay=0.01)
+        self._ranks = recover.state(adapted)
+        self._steps = 0
 
     def put(self) -> None:
         """Put the values into the model; what it learns from then on is theirs."""
         for place, value in zip(self.places, self.values, strict=True):
             place.data = value.data
+        recover.restore(self.adapted, self._ranks)
 
     def step(self, chosen: Sequence[int]) -> float:
         """One step downhill on all of these shots; the loss before it: mean cross-entropy over choices, in nats."""
@@ -44,9 +49,16 @@ class Learner:
             loss = _losses(self.upper, part)[0].sum() / len(chosen)
             loss.backward()
             total += float(loss.detach())
+        if isinstance(penalty := recover.orthogonality(self.adapted), Tensor):
+            penalty.backward()
         for place, value in zip(self.places, self.values, strict=True):
-            value.grad, place.grad = place.grad, None
+            value.grad = place.grad
         self._update.step()
+        recover.after_update(self.adapted, self._steps)
+        self._ranks = recover.state(self.adapted)
+        self._steps += 1
+        for place in self.places:
+            place.grad = None
         return total
 
     @torch.no_grad()
@@ -80,9 +92,11 @@ class Curve:
         return {"loss": [round(v, 4) for v in self.loss], "accuracy": [round(v, 4) for v in self.accuracy]}
 
 
-def cross_validate(upper: Upper, folds: Sequence[Sequence[int]], rate: float, progress: Progress) -> Curve:
+def cross_validate(
+    upper: Upper, adapted: Any, folds: Sequence[Sequence[int]], rate: float, progress: Progress
+) -> Curve:
     """All folds learn side by side until their common held-out loss has not fallen for :data:`PATIENCE` steps."""
-    learners = [Learner(upper, rate) for _ in folds]
+    learners = [Learner(upper, adapted, rate) for _ in folds]
     rest = [[i for other in folds if other is not fold for i in other] for fold in folds]
     curve = Curve()
     progress.stage("cross-validation", MOST + 1)

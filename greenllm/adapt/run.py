@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from greenllm import artifact, card
-from greenllm.adapt import adapters
-from greenllm.adapt.adapters import Adapter, Method
+from greenllm.adapt import adapters, methods
 from greenllm.adapt.learn import MOST, Curve, Learner, cross_validate
+from greenllm.adapt.methods import KINDS, Adapter, Method
 from greenllm.adapt.shots import Shot, deal, draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.artifact import Artifact, Manifest, StepRecord
@@ -20,7 +20,6 @@ from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
 from greenllm.steps import steps_before, with_earlier
 
-RATES: dict[Method, float] = {"lora": 2e-3, "ia3": 1e-2}
 _FOLDS = 3
 _SMALL = 2.5  # so much slower than a large matrix product are those of a few short texts
 
@@ -33,7 +32,7 @@ def adapt(
     shots: int = 16,
     method: Method = "lora",
     blocks: int | None = None,
-    rank: int = 4,
+    rank: int | None = None,
     rate: float | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -49,9 +48,9 @@ def adapt(
         task: ``.jsonl`` of a classification, see :mod:`greenllm.bench.tasks.forms`.
         out: directory to make.
         shots: samples of each class.
-        method: "lora", or "ia3", which is smaller still.
-        blocks: so many of the uppermost blocks learn; by default a quarter.
-        rank: of LoRA's matrices.
+        method: see :mod:`greenllm.adapt.methods`.
+        blocks: so many of the uppermost blocks learn; by default a quarter. A prefix is before all.
+        rank: of LoRA's matrices, or tokens of a prefix; by default that of the method.
         rate: of learning; by default that of the method.
         steps: so many, without cross-validation.
         seed: of the choice of samples, their folds and the adapter.
@@ -69,24 +68,26 @@ def adapt(
     progress = progress or Silent()
     if steps is None and shots < 2:  # noqa: PLR2004 - what is held out must leave something to learn from
         raise GreenError("One sample of a class cannot be cross-validated.", "Give --steps, or --shots 2 or more.")
+    if merge:
+        methods.check_merges(method)
     items = draw(task, shots, seed)
     artifact.check_free(out.absolute(), force=force)
     checkpoint = open_checkpoint(model)
     if checkpoint.task != GENERATION:
         raise GreenError(f"{model} does {checkpoint.task}; adapters are for models that write text.")
-    asked = encode(items, checkpoint.path)
     count = len(blocks_of(checkpoint.skeleton())[1])
-    upper = max(1, count // 4) if blocks is None else min(blocks, count)
+    first = methods.lowest(method, blocks, count)
     made = Adapter(
-        method=method, first=count - upper, rank=rank, base=str(checkpoint.path.resolve()),
-        sha256=adapters.fingerprint(checkpoint.path),
+        method=method, first=first, rank=KINDS[method].rank if rank is None else rank,
+        base=str(checkpoint.path.resolve()), sha256=adapters.fingerprint(checkpoint.path),
     )  # fmt: skip
+    asked = encode(items, checkpoint.path, made.rank if method == "prefix" else 0)
     progress.note(
-        f"{estimate(checkpoint, asked, upper / count, MOST if steps is None else steps, steps).words} at most."
+        f"{estimate(checkpoint, asked, 1 - first / count, MOST if steps is None else steps, steps).words} at most."
     )
     given: dict[str, Any] = {
-        "task": task.name, "shots": shots, "method": method, "blocks": upper, "rank": rank,
-        "rate": RATES[method] if rate is None else rate, "steps": steps, "seed": seed, "merge": merge,
+        "task": task.name, "shots": shots, "method": method, "blocks": count - first, "rank": made.rank,
+        "rate": KINDS[method].rate if rate is None else rate, "steps": steps, "seed": seed, "merge": merge,
     }  # fmt: skip
     begin = time.perf_counter()
     with artifact.writing(out, force=force) as part:
@@ -115,12 +116,14 @@ def train(
     """
     everything = list(range(len(shots)))
     upper = Upper(model, made.first, shots)
-    wrapped = adapters.put_on(model, made, seed)
-    learner, curve = Learner(upper, rate), Curve()
+    wrapped = methods.put_on(model, made, seed, MOST if steps is None else steps)
+    if made.method == "prefix":
+        methods.begin_prefix(wrapped, [t for s in shots for t in s.texts[0]])
+    learner, curve = Learner(upper, wrapped, rate), Curve()
     if steps is None:
         labels = [s.label for s in shots]
         folds = deal(labels, min(_FOLDS, labels.count(labels[0])))
-        curve = cross_validate(upper, folds, rate, progress)
+        curve = cross_validate(upper, wrapped, folds, rate, progress)
         steps = curve.best
         progress.note(_told(curve))
     progress.stage("learn from all samples", steps)

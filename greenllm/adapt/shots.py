@@ -75,25 +75,25 @@ def deal(labels: Sequence[int], folds: int) -> list[list[int]]:
     return found
 
 
-def encode(items: Sequence[Item], directory: Path) -> list[Shot]:
-    """Items in a model's tokens, asked as the bench asks them.
+def encode(items: Sequence[Item], directory: Path, before: int = 0) -> list[Shot]:
+    """Items in a model's tokens, asked as the bench asks them; so many tokens come ``before`` them.
 
     Raises:
         GreenError: labels that are the same tokens, or a text that is longer than the model reads.
     """
     tokens = Tokens(directory)
-    return [_encode(item, tokens) for item in items]
+    return [_encode(item, tokens, tokens.context - before) for item in items]
 
 
-def _encode(item: Item, tokens: Tokens) -> Shot:
+def _encode(item: Item, tokens: Tokens, most: int) -> Shot:
     texts: dict[tuple[int, ...], int] = {}
     choices = []
     for whole, start in requests(item, tokens):
         if start < 1:
             raise GreenError(f"Nothing is left of {item.context[:60]!r} to follow.", "Give it a longer context.")
-        if len(whole) > tokens.context:
+        if len(whole) > most:
             raise GreenError(
-                f"A sample has {len(whole)} tokens, the model reads {tokens.context}: {item.context[:60]!r} …",
+                f"A sample has {len(whole)} tokens, the model reads {most}: {item.context[:60]!r} …",
                 "Shorten it.",
             )
         text = tuple(whole[:-1])

@@ -38,16 +38,27 @@ def adapt(student: Any, what: What, rank: int, steps: int, *, classifier: bool, 
         "target_modules": "all-linear", "lora_alpha": _SCALE * rank, "task_type": "SEQ_CLS" if classifier else None,
     }  # fmt: skip
     if what == "adalora":
-        begin, end = max(1, steps // 10), max(1, steps // 3)
-        if steps - end <= begin:
-            raise GreenError(f"{steps} steps are too few for adalora to move its ranks.", "Take more, or lora.")
-        config: Any = peft.AdaLoraConfig(
-            init_r=rank + rank // 2, target_r=rank, tinit=begin, tfinal=end, total_step=steps, **common
-        )
+        config = adalora(rank, steps, **common)
     else:
         config = peft.LoraConfig(r=rank, use_dora=what == "dora", **common)
     torch.manual_seed(seed)
     return peft.get_peft_model(student, config)
+
+
+def adalora(rank: int, steps: int, **common: Any) -> Any:
+    """Peft's configuration of an AdaLoRA that ends at ``rank`` (mean) after ``steps``, from one and a half of it.
+
+    Raises:
+        GreenError: there are too few steps.
+    """
+    import peft
+
+    begin, end = max(1, steps // 10), max(1, steps // 3)
+    if steps - end <= begin:
+        raise GreenError(f"{steps} steps are too few for adalora to move its ranks.", "Take more, or lora.")
+    return peft.AdaLoraConfig(
+        init_r=rank + rank // 2, target_r=rank, tinit=begin, tfinal=end, total_step=steps, **common
+    )
 
 
 def merged(student: Any) -> Any:
@@ -84,13 +95,16 @@ def state(student: Any) -> dict[str, Tensor]:
 def restore(student: Any, found: dict[str, Tensor]) -> None:
     """Give back what :func:`state` told."""
     allocator = _allocator(student)
+    if allocator is None:
+        return
+    for kind in _IMPORTANCE:
+        getattr(allocator, kind).clear()
     for key, tensor in found.items():
         kind, _, name = key.partition("|")
         if kind in _IMPORTANCE:
             getattr(allocator, kind)[name] = tensor
     pattern = {k.partition("|")[2]: t.tolist() for k, t in found.items() if k.startswith(_PATTERN)}
-    if pattern:
-        allocator.peft_config.rank_pattern = pattern
+    allocator.peft_config.rank_pattern = pattern or None
 
 
 def _allocator(student: Any) -> Any:

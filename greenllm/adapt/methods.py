@@ -1,0 +1,162 @@
+"""Kinds of adapters, all by peft, and how one is put on a frozen model.
+
+LoRA: Hu et al., 2021, arXiv:2106.09685. AdaLoRA (ranks go to where they matter): Zhang et al., 2023, arXiv:2303.10512.
+(IA)³: Liu et al., 2022, arXiv:2205.05638, here on the outputs of all linear layers. Prefixes (keys and values before
+the text): Li and Liang, 2021, arXiv:2101.00190, begun with those of real text (section 7.4). Peft has no bottleneck
+adapters (Houlsby et al., 2019): its "adaption prompts" are another method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from greenllm.checkpoint import blocks_of
+from greenllm.errors import GreenError
+from greenllm.quantize.linear import linears
+
+Method = Literal["lora", "adalora", "prefix", "ia3"]
+_SCALE = 2  # alpha over rank
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Its usual rate of learning, and size; whether weights can hold it."""
+
+    rate: float
+    rank: int
+    merges: bool = True
+
+
+KINDS: dict[Method, Kind] = {
+    "lora": Kind(2e-3, 4), "adalora": Kind(1e-2, 4), "prefix": Kind(1e-2, 16, merges=False), "ia3": Kind(1e-2, 1),
+}  # fmt: skip
+
+
+class Adapter(BaseModel):
+    """What a manifest says of an adapter: how it is built, and on what (SHA-256 of the base's files, its place)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: Method
+    first: int = Field(ge=0, description="lowest block that has adapters")
+    rank: int = Field(ge=1, le=1024, description="of LoRA's matrices; tokens of a prefix")
+    base: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+def lowest(method: Method, blocks: int | None, count: int) -> int:
+    """The lowest of ``count`` blocks that has adapters, where the ``blocks`` uppermost have: by default a quarter.
+
+    Raises:
+        GreenError: a prefix, which all blocks see, is asked for some.
+    """
+    if method != "prefix":
+        return count - (max(1, count // 4) if blocks is None else min(blocks, count))
+    if blocks is not None:
+        raise GreenError("All blocks see a prefix.", "Leave out --blocks.")
+    return 0
+
+
+def check_merges(method: Method) -> None:
+    """Raise GreenError where no weights can hold such an adapter."""
+    if not KINDS[method].merges:
+        able = ", ".join(m for m, kind in KINDS.items() if kind.merges)
+        raise GreenError(
+            "A prefix is keys and values before the text, no part of any weight: it cannot be merged or exported.",
+            f"Leave out --merge, or take a --method that merges: {able}.",
+        )
+
+
+def put_on(model: Any, adapter: Adapter, seed: int = 0, steps: int = 30) -> Any:
+    """Put a fresh adapter on a model, in place; but for a prefix it changes nothing yet.
+
+    Args:
+        model: transformers' model.
+        adapter: which.
+        seed: of what is random in it.
+        steps: over which AdaLoRA moves its ranks.
+
+    Returns:
+        Peft's wrapper of the model, whose adapter's parameters alone want gradients.
+
+    Raises:
+        GreenError: peft is not installed, the model has no such block, or the method does not fit it.
+    """
+    try:
+        import peft
+    except ModuleNotFoundError as e:
+        raise GreenError("Adapters need the package peft.", "pip install 'greenllm[distill]'") from e
+    config = _config(model, adapter, steps)
+    model.name_or_path = adapter.base
+    torch.manual_seed(seed)
+    try:
+        wrapped = peft.get_peft_model(model, config)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as e:
+        raise GreenError(
+            f"{adapter.method} does not fit {type(model).__name__}: {str(e)[:200]}", "Take another --method."
+        ) from e
+    if adapter.method == "prefix":
+        model.register_forward_pre_hook(_after_prefix(wrapped), with_kwargs=True)
+    return wrapped
+
+
+def _config(model: Any, adapter: Adapter, steps: int) -> Any:
+    import peft
+
+    from greenllm.distill import recover
+
+    common: dict[str, Any] = {"task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base}
+    if adapter.method == "prefix":
+        return peft.PrefixTuningConfig(num_virtual_tokens=adapter.rank, init_weights="zero", **common)
+    name, blocks = blocks_of(model)
+    if adapter.first >= len(blocks):
+        raise GreenError(f"An adapter begins at block {adapter.first}; the model has {len(blocks)} (0 is the first).")
+    inner = {f"{name}.{i}.{n}": m for i in range(adapter.first, len(blocks)) for n, m in linears(blocks[i]).items()}
+    common["target_modules"] = sorted(inner)
+    common["fan_in_fan_out"] = any(type(m).__name__ == "Conv1D" for m in inner.values())
+    if adapter.method == "ia3":
+        return peft.IA3Config(feedforward_modules=[], **common)
+    common["lora_alpha"] = _SCALE * adapter.rank
+    if adapter.method == "adalora":
+        return recover.adalora(adapter.rank, steps, **common)
+    return peft.LoraConfig(r=adapter.rank, **common)
+
+
+def _after_prefix(wrapped: Any) -> Any:
+    """A hook that lets whoever calls the model itself begin after the prefix, as its wrapper does."""
+
+    def begin(_model: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if given.get("past_key_values") is None:
+            given["past_key_values"] = wrapped.get_prompt(len(given["input_ids"]))
+        return args, given
+
+    return begin
+
+
+@torch.no_grad()
+def begin_prefix(wrapped: Any, tokens: Sequence[int]) -> None:
+    """Give a prefix the keys and values of the first of these tokens.
+
+    Raises:
+        GreenError: they are too few, or the model keeps no keys and values of one shape for each block.
+    """
+    from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values as begin
+    from transformers import DynamicCache
+
+    length = wrapped.active_peft_config.num_virtual_tokens
+    if len(tokens) < length:
+        raise GreenError(f"A prefix of {length} tokens begins as the samples do, which have {len(tokens)}.", "--rank")
+    model = wrapped.get_base_model()
+    try:
+        # an empty cache, so that the prefix itself does not come first
+        out = model(input_ids=torch.tensor([tokens[:length]]), past_key_values=DynamicCache(), use_cache=True)
+        begin(wrapped, past_key_values=[layer[:2] for layer in out.past_key_values])
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as e:
+        raise GreenError(
+            f"prefix does not fit {type(model).__name__}: {str(e)[:200]}", "Take another --method; lora fits most."
+        ) from e
