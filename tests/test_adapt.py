@@ -18,6 +18,7 @@ from greenllm.adapt.shots import Choice, deal, draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.bench import Effort
 from greenllm.bench.runners import torch as runner
+from greenllm.bench.texts import Tokens
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 
@@ -147,7 +148,7 @@ def test_kept_states_and_padding_change_nothing(four, few):
             said = [model(input_ids=torch.tensor([t])).logits[0].log_softmax(-1) for t in shot.texts]
             want.append([sum(said[c.text][c.start - 1 + i, t] for i, t in enumerate(c.tokens)) for c in shot.choices])
         for first in (0, 1, 3):
-            got = Upper(model, first, shots).scores(range(len(shots)))
+            got, _ = Upper(model, first, shots).scores(range(len(shots)))
             torch.testing.assert_close(got, torch.tensor(want), rtol=1e-4, atol=1e-4)
     assert "forward" not in vars(model.model.layers[0])
 
@@ -187,6 +188,31 @@ def test_labels_of_several_tokens(four, tmp_path):
     assert all(isinstance(c, Choice) for c in shot.choices)
 
 
+def test_free_answers_are_learned_with_their_ends_and_nothing_else(tmp_path):
+    base = make_llama(tmp_path / "base", layers=4, tied=False, initializer_range=0.1)
+    rows = [{"prompt": f"{'ab'[i % 2] * 4} {i} =", "answer": ("xy", "z")[i % 2]} for i in range(6)]
+    task = write(tmp_path / "few.jsonl", rows)
+    done = adapt(base, task, tmp_path / "adapter", shots=6, rate=0.02, blocks=4)
+    result = done.manifest.steps[-1].result
+    plain, tokens, losses = open_checkpoint(base).load_model(), Tokens(base), []
+    adapted = runner.load(str(done.path), 1)
+    for row in rows:
+        before = tokens.text(row["prompt"])
+        whole = torch.tensor([[*tokens.text(f"{row['prompt']} {row['answer']}"), 2]])  # </s>
+        want = whole[0, len(before) :]
+        with torch.no_grad():
+            likes = plain(input_ids=whole).logits[0, len(before) - 1 : -1].log_softmax(-1)
+        losses.append(-float(likes.gather(1, want[:, None]).mean()))
+        said = [adapted.prefill(before, 4)]
+        said += [adapted.step(said[-1]) for _ in want[1:]]
+        assert said == want.tolist()
+    assert result["loss"][0] == pytest.approx(sum(losses) / 6, abs=1e-4)
+    held_out = result["held_out"]
+    assert result["steps"] == held_out["loss"].index(min(held_out["loss"])) > 0
+    assert held_out["accuracy"][0] == 0
+    assert held_out["accuracy"][result["steps"]] > 0.5
+
+
 def test_the_curve_may_say_that_nothing_helps():
     assert Curve([0.5, 0.6, 0.7], [1.0, 1.0, 1.0]).best == 0
 
@@ -214,7 +240,9 @@ def test_bench_takes_the_adapter_beside_its_base(made, four, few, tmp_path):
         ([*samples(4), {"text": "a", "label": " "}], "empty"),
         ([*samples(4), {"text": "a"}], "line 9"),
         ([*samples(4), {"text": "a", "label": 1}], "is no text"),
-        ([{"question": "a", "answer": "b"}] * 4, "no classification"),
+        ([{"question": "a", "answer": "b"}] * 3, "has 3 samples; 4 are asked for"),
+        ([{"text": "a", "label": "né"}, {"text": "b", "label": "x"}] * 4, "no token of this model"),
+        ([{"prompt": "a" * 250, "answer": "b" * 9}] * 4, "the model reads 256"),
         ([{"context": "a", "choices": ["x", c], "label": 0} for c in "yzyz"], "no classification"),
         ([{"text": "a" * 300 + str(i), "label": "xy"[i % 2]} for i in range(8)], "the model reads 256"),
         (["{"], "not JSON"),

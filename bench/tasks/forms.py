@@ -10,7 +10,7 @@ question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as
 question, passage, answer                 BoolQ: passage, "Question: …?" and "Answer:", as lm-eval's ``boolq``
 text, label                               classification: "Text: …" and "Label:"; the labels of all rows to choose from
 image, label                              image classification: a path relative to the file, and the class
-context, answer (or answers)              a free answer: the context as it is
+context (or prompt), answer (or answers)  a free answer: the context as it is
 question, answer (or answers)             a free answer: "Question: …" and "Answer:"
 sent_more, sent_less, bias_type           CrowS-Pairs: see :mod:`greenllm.bench.tasks.published`
 ans0, answer_info, …                      BBQ: the same
@@ -76,7 +76,8 @@ def _picture(row: dict[str, Any]) -> Picture:
 
 def _free(row: dict[str, Any]) -> Question:
     asks = "question" in row
-    parts = ("Question: ", _text(row["question"]), "\nAnswer:") if asks else ("", _text(row["context"]), "")
+    plain = row["context"] if "context" in row else row.get("prompt")
+    parts = ("Question: ", _text(row["question"]), "\nAnswer:") if asks else ("", _text(plain), "")
     given = row["answers"] if "answers" in row else [row["answer"]]
     if not isinstance(given, list) or not given:
         raise TypeError("its answers are no list of one or more")
@@ -131,6 +132,8 @@ FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
     ("text", "label"): _labelled,
     ("context", "answer"): _free,
     ("context", "answers"): _free,
+    ("prompt", "answer"): _free,
+    ("prompt", "answers"): _free,
     ("question", "answer"): _free,
     ("question", "answers"): _free,
 }

@@ -11,9 +11,15 @@ from rich.markup import escape
 
 def adapt(
     model: Annotated[str, typer.Argument(help="checkpoint, packed or not: directory, artifact or hub id")],
-    task: Annotated[Path, typer.Option(help=".jsonl of a classification: text and label, or context, choices, label")],
+    task: Annotated[
+        Path,
+        typer.Option(
+            help=".jsonl of a classification (text and label; or context, choices, label) or of free answers "
+            "(prompt and answer; or question and answer)"
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="directory to make")],
-    shots: Annotated[int, typer.Option(min=1, help="samples of each class")] = 16,
+    shots: Annotated[int, typer.Option(min=1, help="samples of each class; of free answers so many")] = 16,
     method: Annotated[
         Literal["lora", "adalora", "prefix", "ia3"],
         typer.Option(help="kind of adapter, as peft has them: no bottleneck adapters"),

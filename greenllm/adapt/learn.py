@@ -42,7 +42,7 @@ class Learner:
         recover.restore(self.adapted, self._ranks)
 
     def step(self, chosen: Sequence[int]) -> float:
-        """One step downhill on all of these shots; the loss before it: mean cross-entropy over choices, in nats."""
+        """One step downhill on all of these shots; the loss before it: their mean, in nats."""
         self.put()
         total = 0.0
         for part in self.upper.portions(chosen):
@@ -70,14 +70,18 @@ class Learner:
 
 
 def _losses(upper: Upper, part: Sequence[int]) -> tuple[Tensor, Tensor]:
-    scores = upper.scores(part)
-    labels = torch.tensor([upper.shots[i].label for i in part])
+    """Of each shot: the cross-entropy over its choices, or a token's of a free answer; 1 where the model says it."""
+    scores, said = upper.scores(part)
+    shots = [upper.shots[i] for i in part]
+    if len(shots[0].choices) == 1:
+        return -scores[:, 0] / torch.tensor([len(s.choices[0].tokens) for s in shots]), said[:, 0].float()
+    labels = torch.tensor([s.label for s in shots])
     return functional.cross_entropy(scores, labels, reduction="none"), (scores.argmax(-1) == labels).float()
 
 
 @dataclass
 class Curve:
-    """Mean loss (nats) and share of right answers on held-out shots, after 0, 1, 2 … steps."""
+    """Mean loss (nats) and share of right answers (free ones: word for word) on held-out shots, after 0, 1 … steps."""
 
     loss: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)

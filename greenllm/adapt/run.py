@@ -45,9 +45,9 @@ def adapt(
 
     Args:
         model: a text generator: hub id, checkpoint directory, ``.gguf`` file or artifact.
-        task: ``.jsonl`` of a classification, see :mod:`greenllm.bench.tasks.forms`.
+        task: ``.jsonl`` of a classification or of free answers, see :mod:`greenllm.bench.tasks.forms`.
         out: directory to make.
-        shots: samples of each class.
+        shots: samples of each class, or of all.
         method: see :mod:`greenllm.adapt.methods`.
         blocks: so many of the uppermost blocks learn; by default a quarter. A prefix is before all.
         rank: of LoRA's matrices, or tokens of a prefix; by default that of the method.
@@ -67,7 +67,7 @@ def adapt(
     """
     progress = progress or Silent()
     if steps is None and shots < 2:  # noqa: PLR2004 - what is held out must leave something to learn from
-        raise GreenError("One sample of a class cannot be cross-validated.", "Give --steps, or --shots 2 or more.")
+        raise GreenError("One sample (of a class) cannot be cross-validated.", "Give --steps, or --shots 2 or more.")
     if merge:
         methods.check_merges(method)
     items = draw(task, shots, seed)

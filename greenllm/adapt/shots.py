@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from greenllm.bench.tasks import read
-from greenllm.bench.tasks.choice import requests
-from greenllm.bench.tasks.items import Item
+from greenllm.bench.tasks.choice import Request, requests
+from greenllm.bench.tasks.items import Item, Question
 from greenllm.bench.texts import Tokens
 from greenllm.errors import GreenError
 
@@ -27,7 +28,8 @@ class Choice:
 class Shot:
     """A sample in tokens: the texts that a model reads, and the choices that it is to tell apart.
 
-    The last token of a choice is never read, so choices of one token share one text.
+    The last token of a choice is never read, so choices of one token share one text. A free answer is the only choice,
+    with the token that ends it.
     """
 
     texts: tuple[tuple[int, ...], ...]
@@ -35,34 +37,42 @@ class Shot:
     label: int
 
 
-def draw(path: Path, shots: int, seed: int) -> list[Item]:
-    """``shots`` items of each class, in an order that the seed decides.
+def draw(path: Path, shots: int, seed: int) -> list[Item] | list[Question]:
+    """``shots`` items of each class, or so many free answers, in an order that the seed decides.
 
     Raises:
-        GreenError: see :func:`greenllm.bench.tasks.read`; or this is no classification, has one class, or fewer
-            samples of a class than ``shots``.
+        GreenError: see :func:`greenllm.bench.tasks.read`; or this is no classification and has no free answers, has one
+            class, or fewer samples of a class than ``shots``.
     """
-    items = [i for i in read(path).items if isinstance(i, Item)]
-    if not items or len({i.choices for i in items}) > 1:
-        raise GreenError(
-            f"{path} is no classification: its rows have no choices, or not the same ones.",
-            "Rows of text and label, or of context, choices and label with the same choices in each.",
-        )
-    names = items[0].choices
-    if len({i.label for i in items}) == 1:
-        raise GreenError(f"{path}: every sample has the label {names[items[0].label]!r}.", "Two classes are needed.")
     draw = Random(seed)  # noqa: S311 - no secret
     found = []
-    for label, name in enumerate(names):
-        own = [i for i in items if i.label == label]
+    for label, own in _classes(path).items():
         if len(own) < shots:
+            which, each = (f" labelled {label!r}", " of each label") if label else ("", "")
             raise GreenError(
-                f"{path} has {len(own)} samples labelled {name!r}; {shots} of each label are asked for.",
+                f"{path} has {len(own)} samples{which}; {shots}{each} are asked for.",
                 "Add samples, or take fewer --shots.",
             )
         found += draw.sample(own, shots)
     draw.shuffle(found)
     return found
+
+
+def _classes(path: Path) -> Mapping[str, list[Any]]:
+    """Items by label; free answers are all of one class without a name."""
+    items = read(path).items
+    if isinstance(items[0], Question):
+        return {"": list(items)}
+    asked = [i for i in items if isinstance(i, Item)]
+    if not asked or len({i.choices for i in asked}) > 1:
+        raise GreenError(
+            f"{path} is no classification: its rows have no choices, or not the same ones.",
+            "Rows of text and label, of context, choices and label (the same choices in each), or prompt and answer.",
+        )
+    names = asked[0].choices
+    if len({i.label for i in asked}) == 1:
+        raise GreenError(f"{path}: every sample has the label {names[asked[0].label]!r}.", "Two classes are needed.")
+    return {name: [i for i in asked if i.label == label] for label, name in enumerate(names)}
 
 
 def deal(labels: Sequence[int], folds: int) -> list[list[int]]:
@@ -75,20 +85,21 @@ def deal(labels: Sequence[int], folds: int) -> list[list[int]]:
     return found
 
 
-def encode(items: Sequence[Item], directory: Path, before: int = 0) -> list[Shot]:
+def encode(items: Sequence[Item | Question], directory: Path, before: int = 0) -> list[Shot]:
     """Items in a model's tokens, asked as the bench asks them; so many tokens come ``before`` them.
 
     Raises:
-        GreenError: labels that are the same tokens, or a text that is longer than the model reads.
+        GreenError: labels that are the same tokens or none of the model's, or a text that is longer than it reads.
     """
     tokens = Tokens(directory)
     return [_encode(item, tokens, tokens.context - before) for item in items]
 
 
-def _encode(item: Item, tokens: Tokens, most: int) -> Shot:
+def _encode(item: Item | Question, tokens: Tokens, most: int) -> Shot:
     texts: dict[tuple[int, ...], int] = {}
     choices = []
-    for whole, start in requests(item, tokens):
+    unknown = tokens.inner.token_to_id(getattr(tokens.inner.model, "unk_token", None) or "")
+    for whole, start in requests(item, tokens) if isinstance(item, Item) else [_answer(item, tokens)]:
         if start < 1:
             raise GreenError(f"Nothing is left of {item.context[:60]!r} to follow.", "Give it a longer context.")
         if len(whole) > most:
@@ -96,8 +107,19 @@ def _encode(item: Item, tokens: Tokens, most: int) -> Shot:
                 f"A sample has {len(whole)} tokens, the model reads {most}: {item.context[:60]!r} …",
                 "Shorten it.",
             )
+        if unknown in whole[start:]:
+            raise GreenError(f"A label or answer to {item.context[:60]!r} … is no token of this model.", "Take others.")
         text = tuple(whole[:-1])
         choices.append(Choice(texts.setdefault(text, len(texts)), start, tuple(whole[start:])))
     if len(set(choices)) < len(choices):
-        raise GreenError(f"Labels of {item.choices} are the same tokens to this model.", "Take other label words.")
-    return Shot(tuple(texts), tuple(choices), item.label)
+        raise GreenError(
+            f"Labels after {item.context[:60]!r} … are the same tokens to this model.", "Take other label words."
+        )
+    return Shot(tuple(texts), tuple(choices), item.label if isinstance(item, Item) else 0)
+
+
+def _answer(item: Question, tokens: Tokens) -> Request:
+    """The first of its right answers, and what ends it, so that this is learned too."""
+    said = Item(item.context, item.answers[:1], 0)
+    ((whole, start),) = requests(said, tokens)
+    return [*whole, *(sorted(tokens.ends)[:1] or tokens.plain("\n"))], start

@@ -54,8 +54,11 @@ class Upper:
         states: Tensor = found[0][0] if self._tuple else found[0]
         return states.reshape(len(text), -1).clone()
 
-    def scores(self, chosen: Sequence[int]) -> Tensor:
-        """Log-likelihood in nats of each choice, [shots, choices], of the shots with these indices."""
+    def scores(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Of the shots with these indices each choice's log-likelihood in nats, and whether the model would write it.
+
+        Both are [shots, choices].
+        """
         shots = [self.shots[i] for i in chosen]
         texts = [t for s in shots for t in s.texts]
         width = max(map(len, texts))
@@ -74,8 +77,11 @@ class Upper:
             logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
         if not torch.isfinite(logits).all():
             raise GreenError("The model's logits hold NaN or infinity.", "Take a smaller --rate, or another model.")
-        each = functional.log_softmax(logits, -1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-        return torch.zeros(n).index_add(0, torch.tensor(owner), each).reshape(len(shots), -1)
+        want, index = torch.tensor(tokens), torch.tensor(owner)
+        each = functional.log_softmax(logits, -1).gather(1, want[:, None])[:, 0]
+        other = torch.zeros(n).index_add(0, index, (logits.argmax(-1) != want).float())
+        found = torch.zeros(n).index_add(0, index, each)
+        return found.reshape(len(shots), -1), (other == 0).reshape(len(shots), -1)
 
     def portions(self, chosen: Sequence[int]) -> Iterator[list[int]]:
         """These shots in parts that are read at once."""
