@@ -64,6 +64,14 @@ def logits(model):
         return model(input_ids=IDS, use_cache=False).logits
 
 
+def written(model, tokens, count):
+    """What it writes, token by token."""
+    said = [model.prefill(tokens, count)]
+    while len(said) < count:
+        said.append(model.step(said[-1]))
+    return said
+
+
 def weights(path):
     return (path / adapters.WEIGHTS).read_bytes()
 
@@ -101,10 +109,9 @@ def test_a_method_learns_on_packed_weights_and_stock_peft_says_the_same(packed, 
     theirs = PeftModel.from_pretrained(base, done.path)
     assert not torch.allclose(logits(ours), logits(plain), atol=1e-3)
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=0, atol=0)
-    runner_ = runner.load(str(done.path), 1)  # a prompt and then tokens, one by one
-    said = [runner_.prefill(IDS[0].tolist(), 4)]
-    said += [runner_.step(said[-1]) for _ in range(3)]
-    whole = torch.tensor(runner_.logits([*IDS[0].tolist(), *said]))
+    running = runner.load(str(done.path), 1)
+    said = written(running, IDS[0].tolist(), 4)
+    whole = torch.tensor(running.logits([*IDS[0].tolist(), *said]))
     assert whole.argmax(-1)[IDS.shape[1] - 1 : -1].tolist() == said
 
 
@@ -203,9 +210,7 @@ def test_free_answers_are_learned_with_their_ends_and_nothing_else(tmp_path):
         with torch.no_grad():
             likes = plain(input_ids=whole).logits[0, len(before) - 1 : -1].log_softmax(-1)
         losses.append(-float(likes.gather(1, want[:, None]).mean()))
-        said = [adapted.prefill(before, 4)]
-        said += [adapted.step(said[-1]) for _ in want[1:]]
-        assert said == want.tolist()
+        assert written(adapted, before, len(want)) == want.tolist()
     assert result["loss"][0] == pytest.approx(sum(losses) / 6, abs=1e-4)
     held_out = result["held_out"]
     assert result["steps"] == held_out["loss"].index(min(held_out["loss"])) > 0
