@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from greenllm import __version__
-from greenllm.adapt.command import adapt
+from greenllm.adapt.command import adapt, meta_train
 from greenllm.ask import chat, run, serve
 from greenllm.clean.command import clean
 from greenllm.errors import GreenError, Interrupted
@@ -273,7 +273,7 @@ def report(
         screen.print(f"Report: [bold]{escape(str(write_report(found, out)))}[/]", soft_wrap=True)
 
 
-for each in (run, chat, serve, clean, adapt):
+for each in (run, chat, serve, clean, adapt, meta_train):
     app.command()(each)
 
 

@@ -95,15 +95,24 @@ def load(model: Any, path: Path | str) -> Any:
     """Put a saved adapter on its base, in place; return peft's wrapper.
 
     Raises:
+        GreenError: see :func:`fill`.
+    """
+    wrapped = put_on(model, read(path)[0])
+    fill(wrapped, path)
+    return wrapped.requires_grad_(requires_grad=False).eval()
+
+
+def fill(wrapped: Any, path: Path | str) -> None:
+    """Put the weights of a saved adapter into a fresh one of its kind.
+
+    Raises:
         GreenError: see :func:`read`; or its weights are none of such an adapter, or not finite.
     """
+    import peft
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    adapter, found = read(path)
-    wrapped = put_on(model, adapter)
-    import peft
-
+    found = read(path)[1]
     try:
         state = load_file(found.path / WEIGHTS)
     except SafetensorError as e:
@@ -114,7 +123,6 @@ def load(model: Any, path: Path | str) -> Any:
     if not all(v.is_floating_point() and torch.isfinite(v).all() for v in state.values()):
         raise GreenError(f"{found.path / WEIGHTS} holds NaN, infinity or no numbers.")
     peft.set_peft_model_state_dict(wrapped, state)
-    return wrapped.requires_grad_(requires_grad=False).eval()
 
 
 def open_base(path: Path | str) -> Checkpoint:

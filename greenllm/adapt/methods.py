@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from greenllm.adapt.shots import Shot
 from greenllm.checkpoint import blocks_of
 from greenllm.errors import GreenError
 from greenllm.quantize.linear import linears
@@ -138,24 +139,33 @@ def _after_prefix(wrapped: Any) -> Any:
     return begin
 
 
+def before(adapter: Adapter) -> int:
+    """Tokens that come before a text."""
+    return adapter.rank if adapter.method == "prefix" else 0
+
+
 @torch.no_grad()
-def begin_prefix(wrapped: Any, tokens: Sequence[int]) -> None:
-    """Give a prefix the keys and values of the first of these tokens.
+def begin(wrapped: Any, adapter: Adapter, shots: Sequence[Shot]) -> None:
+    """Give a prefix the keys and values of the first tokens of these shots; other adapters are fresh as they are.
 
     Raises:
         GreenError: they are too few, or the model keeps no keys and values of one shape for each block.
     """
-    from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values as begin
+    from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values as initialize
     from transformers import DynamicCache
 
-    length = wrapped.active_peft_config.num_virtual_tokens
+    length, model = before(adapter), wrapped.get_base_model()
+    if not length:
+        return
+    tokens = [t for s in shots for t in s.texts[0]]
     if len(tokens) < length:
-        raise GreenError(f"A prefix of {length} tokens begins as the samples do, which have {len(tokens)}.", "--rank")
-    model = wrapped.get_base_model()
+        raise GreenError(
+            f"A prefix of {length} tokens begins as the samples do, which have {len(tokens)}.", "Take a smaller --rank."
+        )
     try:
         # an empty cache, so that the prefix itself does not come first
         out = model(input_ids=torch.tensor([tokens[:length]]), past_key_values=DynamicCache(), use_cache=True)
-        begin(wrapped, past_key_values=[layer[:2] for layer in out.past_key_values])
+        initialize(wrapped, past_key_values=[layer[:2] for layer in out.past_key_values])
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as e:
         raise GreenError(
             f"prefix does not fit {type(model).__name__}: {str(e)[:200]}", "Take another --method; lora fits most."

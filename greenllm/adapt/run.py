@@ -8,13 +8,14 @@ from typing import Any
 
 from greenllm import artifact, card
 from greenllm.adapt import adapters, methods
+from greenllm.adapt.choose import Wanted, choose
 from greenllm.adapt.learn import MOST, Curve, Learner, cross_validate
 from greenllm.adapt.methods import KINDS, Adapter, Method
 from greenllm.adapt.shots import Shot, deal, draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.artifact import Artifact, Manifest, StepRecord
 from greenllm.bench.energy import track
-from greenllm.checkpoint import GENERATION, Checkpoint, blocks_of, open_checkpoint
+from greenllm.checkpoint import Checkpoint, blocks_of, open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
@@ -30,12 +31,13 @@ def adapt(
     out: Path,
     *,
     shots: int = 16,
-    method: Method = "lora",
+    method: Method | None = None,
     blocks: int | None = None,
     rank: int | None = None,
     rate: float | None = None,
     steps: int | None = None,
     seed: int = 0,
+    meta: Path | None = None,
     merge: bool = False,
     country: str | None = None,
     force: bool = False,
@@ -48,12 +50,13 @@ def adapt(
         task: ``.jsonl`` of a classification or of free answers, see :mod:`greenllm.bench.tasks.forms`.
         out: directory to make.
         shots: samples of each class, or of all.
-        method: see :mod:`greenllm.adapt.methods`.
-        blocks: so many of the uppermost blocks learn; by default a quarter. A prefix is before all.
-        rank: of LoRA's matrices, or tokens of a prefix; by default that of the method.
+        method: see :mod:`greenllm.adapt.methods`; by default "lora", or that of ``meta``.
+        blocks: so many of the uppermost blocks learn; by default a quarter, or as ``meta``. A prefix is before all.
+        rank: of LoRA's matrices, or tokens of a prefix; by default that of the method, or of ``meta``.
         rate: of learning; by default that of the method.
         steps: so many, without cross-validation.
         seed: of the choice of samples, their folds and the adapter.
+        meta: where to start, by :func:`greenllm.adapt.meta.meta_train` on the same model.
         merge: write a dense checkpoint with the adapter in its weights instead of the adapter.
         country: ISO code of the grid, for gCO2e.
         force: replace ``out``.
@@ -68,37 +71,30 @@ def adapt(
     progress = progress or Silent()
     if steps is None and shots < 2:  # noqa: PLR2004 - what is held out must leave something to learn from
         raise GreenError("One sample (of a class) cannot be cross-validated.", "Give --steps, or --shots 2 or more.")
-    if merge:
-        methods.check_merges(method)
     items = draw(task, shots, seed)
     artifact.check_free(out.absolute(), force=force)
     checkpoint = open_checkpoint(model)
-    if checkpoint.task != GENERATION:
-        raise GreenError(f"{model} does {checkpoint.task}; adapters are for models that write text.")
-    count = len(blocks_of(checkpoint.skeleton())[1])
-    first = methods.lowest(method, blocks, count)
-    made = Adapter(
-        method=method, first=first, rank=KINDS[method].rank if rank is None else rank,
-        base=str(checkpoint.path.resolve()), sha256=adapters.fingerprint(checkpoint.path),
-    )  # fmt: skip
-    asked = encode(items, checkpoint.path, made.rank if method == "prefix" else 0)
-    progress.note(
-        f"{estimate(checkpoint, asked, 1 - first / count, MOST if steps is None else steps, steps).words} at most."
-    )
+    made, upper = choose(checkpoint, Wanted(method, blocks, rank), meta)
+    if merge:
+        methods.check_merges(made.method)
+    asked = encode(items, checkpoint.path, methods.before(made))
+    progress.note(f"{estimate(checkpoint, asked, upper, MOST if steps is None else steps, steps).words} at most.")
     given: dict[str, Any] = {
-        "task": task.name, "shots": shots, "method": method, "blocks": count - first, "rank": made.rank,
-        "rate": KINDS[method].rate if rate is None else rate, "steps": steps, "seed": seed, "merge": merge,
+        "task": task.name, "shots": shots, "method": made.method, "blocks": upper, "rank": made.rank,
+        "rate": KINDS[made.method].rate if rate is None else rate, "steps": steps, "seed": seed, "merge": merge,
+        "meta": None if meta is None else meta.name,
     }  # fmt: skip
     begin = time.perf_counter()
     with artifact.writing(out, force=force) as part:
         with track(country) as tracked:
-            wrapped, result = train(checkpoint.load_model(), made, asked, steps, given["rate"], seed, progress)
+            wrapped, result = train(checkpoint.load_model(), made, asked, steps, given["rate"], seed, progress, meta)
         result["bytes"] = _write(part, checkpoint, wrapped, merge=merge)
         record = StepRecord(
             step="adapt", parameters=given, seconds=round(time.perf_counter() - begin, 2), result=result
         )
         manifest = Manifest(
-            kind="checkpoint" if merge else "adapter", parents=checkpoint.parents, seed=seed,
+            kind="checkpoint" if merge else "adapter", seed=seed,
+            parents=[*checkpoint.parents, *([] if meta is None else [artifact.as_source(artifact.read(meta))])],
             steps=[*steps_before(checkpoint.path), record], energy=with_earlier(checkpoint.path, tracked.energy),
             details={"tied": checkpoint.tied} if merge else made.model_dump(),
         )  # fmt: skip
@@ -107,8 +103,9 @@ def adapt(
 
 
 def train(
-    model: Any, made: Adapter, shots: list[Shot], steps: int | None, rate: float, seed: int, progress: Progress
-) -> tuple[Any, dict[str, Any]]:
+    model: Any, made: Adapter, shots: list[Shot], steps: int | None, rate: float, seed: int, progress: Progress,
+    meta: Path | None = None,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Choose the number of steps where none is given, and learn for so long.
 
     Returns:
@@ -117,8 +114,10 @@ def train(
     everything = list(range(len(shots)))
     upper = Upper(model, made.first, shots)
     wrapped = methods.put_on(model, made, seed, MOST if steps is None else steps)
-    if made.method == "prefix":
-        methods.begin_prefix(wrapped, [t for s in shots for t in s.texts[0]])
+    if meta is None:
+        methods.begin(wrapped, made, shots)
+    else:
+        adapters.fill(wrapped, meta)
     learner, curve = Learner(upper, wrapped, rate), Curve()
     if steps is None:
         labels = [s.label for s in shots]
@@ -156,11 +155,12 @@ def _write(part: Path, checkpoint: Checkpoint, wrapped: Any, *, merge: bool) -> 
     return sum(f.stat().st_size for f in part.glob("*.safetensors"))
 
 
-def estimate(checkpoint: Checkpoint, shots: list[Shot], share: float, most: int, fixed: int | None) -> Estimate:
-    """Of ``most`` steps over these shots, a ``share`` of the blocks learning; ``fixed`` steps are not cross-validated.
+def estimate(checkpoint: Checkpoint, shots: list[Shot], upper: int, most: int, fixed: int | None) -> Estimate:
+    """Of ``most`` steps over these shots, the ``upper`` blocks learning; ``fixed`` steps are not cross-validated.
 
     A forward pass is 2 operations a weight and token, one back through frozen weights as much again.
     """
+    share = upper / len(blocks_of(checkpoint.skeleton())[1])
     tokens = sum(len(t) for s in shots for t in s.texts)
     passes = 2 * most * (1 if fixed is not None else _FOLDS) + most
     work = 2 * checkpoint.parameters * tokens * (1 + share * passes)
