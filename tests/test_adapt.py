@@ -144,17 +144,20 @@ def test_on_packed_weights(packed, few, tmp_path):
     )
 
 
-def test_kept_states_and_padding_change_nothing(four, few):
+@pytest.mark.parametrize("prefix", [False, True])
+def test_kept_states_and_padding_change_nothing(four, few, prefix):
     """Shots of several lengths at once, from what the lower blocks said: as each alone through the whole model."""
-    rows = [*draw(few, 3, 0)]
-    shots = encode(rows, four)
+    shots = encode([*draw(few, 3, 0)], four)
     model = open_checkpoint(four).load_model()
+    if prefix:
+        made = methods.Adapter(method="prefix", first=0, rank=8, base=str(four), sha256="0" * 64)
+        methods.begin(methods.put_on(model, made), made, shots)
     want = []
     with torch.no_grad():
         for shot in shots:
             said = [model(input_ids=torch.tensor([t])).logits[0].log_softmax(-1) for t in shot.texts]
             want.append([sum(said[c.text][c.start - 1 + i, t] for i, t in enumerate(c.tokens)) for c in shot.choices])
-        for first in (0, 1, 3):
+        for first in (0,) if prefix else (0, 1, 3):
             got, _ = Upper(model, first, shots).scores(range(len(shots)))
             torch.testing.assert_close(got, torch.tensor(want), rtol=1e-4, atol=1e-4)
     assert "forward" not in vars(model.model.layers[0])
