@@ -21,6 +21,7 @@ from greenllm.bench.runners import torch as runner
 from greenllm.bench.texts import Tokens
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
+from greenllm.progress import Silent
 
 IDS = torch.tensor([[5, 9, 40, 77, 23]])
 
@@ -219,6 +220,25 @@ def test_free_answers_are_learned_with_their_ends_and_nothing_else(tmp_path):
     assert result["steps"] == held_out["loss"].index(min(held_out["loss"])) > 0
     assert held_out["accuracy"][0] == 0
     assert held_out["accuracy"][result["steps"]] > 0.5
+
+
+def test_what_does_no_good_is_told(four, few, tmp_path):
+    class Heard(Silent):
+        said = ""
+
+        def note(self, text):
+            self.said += text
+
+    heard = Heard()
+    done = adapt(four, few, tmp_path / "out", shots=2, rate=1.0, blocks=1, progress=heard)
+    result = done.manifest.steps[-1].result
+    assert result["steps"] == 0
+    assert result["without"]["loss"] == result["loss"][0]
+    assert "It does no good" in heard.said
+    heard.said = ""
+    adapt(four, few, tmp_path / "good", shots=4, blocks=2, progress=heard)
+    assert "by cross-validation" in heard.said
+    assert "no good" not in heard.said
 
 
 def test_the_curve_may_say_that_nothing_helps():

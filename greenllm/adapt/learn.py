@@ -61,12 +61,17 @@ class Learner:
             place.grad = None
         return total
 
-    @torch.no_grad()
     def judge(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Loss of each of these shots, and 1 where its label was the likeliest choice."""
+        """See :func:`judge`."""
         self.put()
-        found = [_losses(self.upper, part) for part in self.upper.portions(chosen)]
-        return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+        return judge(self.upper, chosen)
+
+
+@torch.no_grad()
+def judge(upper: Upper, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Loss of each of these shots, and 1 where the model says what is right, as it is now."""
+    found = [_losses(upper, part) for part in upper.portions(chosen)]
+    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
 
 def _losses(upper: Upper, part: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 from greenllm import artifact, card
 from greenllm.adapt import adapters, methods
 from greenllm.adapt.choose import Wanted, choose
-from greenllm.adapt.learn import MOST, Curve, Learner, cross_validate
+from greenllm.adapt.learn import MOST, Curve, Learner, cross_validate, judge
 from greenllm.adapt.methods import KINDS, Adapter, Method
 from greenllm.adapt.shots import Shot, deal, draw, encode
 from greenllm.adapt.upper import Upper
@@ -113,6 +113,7 @@ def train(
     """
     everything = list(range(len(shots)))
     upper = Upper(model, made.first, shots)
+    loss, right = (float(x.mean()) for x in judge(upper, everything))
     wrapped = methods.put_on(model, made, seed, MOST if steps is None else steps)
     if meta is None:
         methods.begin(wrapped, made, shots)
@@ -124,25 +125,27 @@ def train(
         folds = deal(labels, min(_FOLDS, labels.count(labels[0])))
         curve = cross_validate(upper, wrapped, folds, rate, progress)
         steps = curve.best
-        progress.note(_told(curve))
+        progress.note(_told(loss, right, curve))
     progress.stage("learn from all samples", steps)
     losses = []
     for _ in range(steps):
         losses.append(learner.step(everything))
         progress.advance()
     losses.append(float(learner.judge(everything)[0].mean()))
-    result = {"steps": steps, "loss": [round(v, 4) for v in losses], "samples": len(shots), "held_out": curve.dump()}
+    result = {
+        "steps": steps, "loss": [round(v, 4) for v in losses], "samples": len(shots), "held_out": curve.dump(),
+        "without": {"loss": round(loss, 4), "accuracy": round(right, 4)},
+    }  # fmt: skip
     return wrapped, result
 
 
-def _told(curve: Curve) -> str:
-    n, before, after = curve.best, curve.accuracy[0], curve.accuracy[curve.best]
-    if not n:
-        return "No step lowered the loss on held-out samples: this adapter changes nothing."
-    return (
-        f"{n} steps: the loss on held-out samples fell from {curve.loss[0]:.3f} to {curve.loss[n]:.3f} nats, "
-        f"right answers {100 * before:.0f} % before, {100 * after:.0f} % after."
-    )
+def _told(before: float, right: float, curve: Curve) -> str:
+    """What cross-validation found, beside the mean loss and the share of right answers without an adapter."""
+    n = curve.best
+    after, share = curve.loss[n], curve.accuracy[n]
+    change = f"{before:.3f} nats without the adapter, {after:.3f} with it; right answers {right:.0%}, {share:.0%}."
+    verdict = "" if after < before else " It does no good: take more samples, another --method or a smaller --rate."
+    return f"{n} steps are best by cross-validation: loss on held-out samples {change}{verdict}"
 
 
 def _write(part: Path, checkpoint: Checkpoint, wrapped: Any, *, merge: bool) -> int:
