@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm import calibration
+from greenllm import calibration, gpu
 from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.distill import data, labelled, recover, student
 from greenllm.distill.divergence import Kind
@@ -26,7 +26,6 @@ from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Choose, Teacher, Teachers
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
-from greenllm.quantize.tune import compute_type
 from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
 
 
@@ -119,7 +118,7 @@ class Distill:
         student, if it is not), and what a pass keeps of each token in each block and of its predictions.
         """
         del tokens  # of calibration: there is none
-        n, dtype = checkpoint.parameters, compute_type(self.compute)
+        n, dtype = checkpoint.parameters, gpu.compute_type(self.compute, gpu.kind())
         rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
         seen = self.steps * self.rows or rows * self.epochs
         speed = flops_per_second() * (2 if dtype == torch.bfloat16 else 1)
@@ -174,7 +173,8 @@ class Distill:
         if checkpoint.quantized:
             raise GreenError(f"{checkpoint.path} is quantized; distill learns dense weights.", "Take the step tune.")
         teachers = Teachers(self._teachers(source) if self.lesson.taught else [], self.choose)
-        school = School(checkpoint, teachers, self.texts, self.lesson, compute_type(self.compute), work, seed, progress)
+        dtype = gpu.compute_type(self.compute, gpu.kind())
+        school = School(checkpoint, teachers, self.texts, self.lesson, dtype, work, seed, progress)
         school.introduce(cached=bool(self.cache))
         return school
 
