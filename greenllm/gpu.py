@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
+
+from greenllm.step import flops_per_second
+
+_SHARE = 0.1  # of a matrix product's speed that training small models reaches there (65 of 770 TFLOP/s, bench/gpu.md)
+_SIDE = 4096
 
 
 def kind() -> str:
@@ -32,3 +38,19 @@ def compute_type(name: str, where: str = "cpu") -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     able: dict[str, Any] = dict(torch.cpu.get_capabilities())
     return torch.bfloat16 if any(able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+
+
+def training_speed(dtype: torch.dtype) -> float:
+    """Floating-point operations a second that training may reach there, for an estimate."""
+    if kind() == "cpu":
+        return flops_per_second() * (2 if dtype == torch.bfloat16 else 1)
+    a = torch.randn(_SIDE, _SIDE, device="cuda", dtype=dtype)
+    _product(a)
+    begin = time.perf_counter()
+    _product(a)
+    return _SHARE * 2 * _SIDE**3 / (time.perf_counter() - begin)
+
+
+def _product(a: torch.Tensor) -> None:
+    a @ a
+    wait()

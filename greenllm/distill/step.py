@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -26,7 +25,7 @@ from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Choose, Teacher, Teachers
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
-from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
+from greenllm.step import BASE_BYTES, Context, Estimate
 
 
 @dataclass(config={"extra": "forbid"})
@@ -121,8 +120,8 @@ class Distill:
         n, dtype = checkpoint.parameters, gpu.compute_type(self.compute, gpu.kind())
         rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
         seen = self.steps * self.rows or rows * self.epochs
-        speed = flops_per_second() * (2 if dtype == torch.bfloat16 else 1)
-        seconds = self.minutes * 60 or seen * self.length * n * (6 + 2 * self.lesson.taught) / speed
+        work = seen * self.length * n * (6 + 2 * self.lesson.taught)
+        seconds = self.minutes * 60 or work / gpu.training_speed(dtype)
         c = checkpoint.config
         sizes = (getattr(c, k, 0) for k in ("vocab_size", "num_hidden_layers", "hidden_size"))
         vocabulary, blocks, width = map(int, sizes)
