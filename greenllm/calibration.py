@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from greenllm import artifact, images
+from greenllm import artifact, gpu, images
 from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
@@ -123,7 +123,7 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
     vocabulary = int(checkpoint.config.vocab_size)
     if checkpoint.task != GENERATION:
         return torch.randint(vocabulary, (count, length), generator=generator)
-    model = checkpoint.load_model()
+    model = gpu.place(checkpoint.load_model())
     first = getattr(checkpoint.config, "bos_token_id", None)
     start = (
         torch.randint(vocabulary, (count, 1), generator=generator) if first is None else torch.full((count, 1), first)
@@ -136,9 +136,9 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
 def _continue(model: Any, ids: Tensor, length: int, generator: torch.Generator, progress: Progress) -> Tensor:
     past = None
     for _ in range(length - 1):
-        out = model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+        out = model(input_ids=gpu.place(ids[:, -1:]), past_key_values=past, use_cache=True)
         past = out.past_key_values
-        ids = torch.cat([ids, _draw(out.logits[:, -1].float(), generator)], 1)
+        ids = torch.cat([ids, _draw(out.logits[:, -1].float(), generator).to(ids.device)], 1)
         progress.advance()
     progress.advance()
     return ids
@@ -147,7 +147,7 @@ def _continue(model: Any, ids: Tensor, length: int, generator: torch.Generator, 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token of each row's distribution, int64 [B, 1], by inverting its cumulative sum (multinomial is slow)."""
     sums = torch.softmax(logits, -1).cumsum(-1)
-    u = torch.rand(len(logits), 1, generator=generator) * sums[:, -1:]
+    u = torch.rand(len(logits), 1, generator=generator).to(sums.device) * sums[:, -1:]
     return torch.searchsorted(sums, u, right=True).clamp_max(logits.shape[1] - 1)
 
 
@@ -160,7 +160,8 @@ def _cache_bytes(checkpoint: Checkpoint, length: int) -> int:
 
 
 def _rows_at_a_time(checkpoint: Checkpoint, length: int) -> int:
-    return max(1, _CACHE // _cache_bytes(checkpoint, length))
+    room = torch.cuda.mem_get_info()[0] // 4 if gpu.kind() == "cuda" else _CACHE
+    return max(1, room // _cache_bytes(checkpoint, length))
 
 
 def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
@@ -170,7 +171,10 @@ def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
     rows = min(count, _rows_at_a_time(checkpoint, length))
     cache = _cache_bytes(checkpoint, length) * rows
     peak = BASE_BYTES + 4 * checkpoint.parameters + 1.2 * cache + 12 * rows * int(checkpoint.config.vocab_size)
-    step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * rows / flops_per_second() + 2 * cache / 6e9
+    if gpu.kind() == "cuda":  # 0.13 s on an H200 with 2900 rows, see bench/gpu.md
+        step = 0.03 + 2 * checkpoint.parameters * rows / 2e13 + 4 * cache / 3e12
+    else:
+        step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * rows / flops_per_second() + 2 * cache / 6e9
     return Estimate(2 + length * -(-count // rows) * step, peak)
 
 

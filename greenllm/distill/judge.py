@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greenllm import gpu
 from greenllm.distill.data import Batch
 from greenllm.distill.pupil import Pupil
 from greenllm.distill.rows import Rows
@@ -15,8 +16,7 @@ from greenllm.distill.teachers import own_loss
 
 def autocast(dtype: torch.dtype) -> Any:
     """Mixed precision outside the loop, as inside it."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(kind, dtype, enabled=dtype != torch.float32)
+    return torch.autocast(gpu.kind(), dtype, enabled=dtype != torch.float32)
 
 
 def measure(pupil: Pupil, samples: Batch, dtype: torch.dtype, tokens: int = 512) -> dict[str, float]:

@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm import calibration
+from greenllm import calibration, gpu
 from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.distill import data, labelled, recover, student
 from greenllm.distill.divergence import Kind
@@ -26,8 +25,7 @@ from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Choose, Teacher, Teachers
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
-from greenllm.quantize.tune import compute_type
-from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
+from greenllm.step import BASE_BYTES, Context, Estimate
 
 
 @dataclass(config={"extra": "forbid"})
@@ -119,11 +117,11 @@ class Distill:
         student, if it is not), and what a pass keeps of each token in each block and of its predictions.
         """
         del tokens  # of calibration: there is none
-        n, dtype = checkpoint.parameters, compute_type(self.compute)
+        n, dtype = checkpoint.parameters, gpu.compute_type(self.compute, gpu.kind())
         rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
         seen = self.steps * self.rows or rows * self.epochs
-        speed = flops_per_second() * (2 if dtype == torch.bfloat16 else 1)
-        seconds = self.minutes * 60 or seen * self.length * n * (6 + 2 * self.lesson.taught) / speed
+        work = seen * self.length * n * (6 + 2 * self.lesson.taught)
+        seconds = self.minutes * 60 or work / gpu.training_speed(dtype)
         c = checkpoint.config
         sizes = (getattr(c, k, 0) for k in ("vocab_size", "num_hidden_layers", "hidden_size"))
         vocabulary, blocks, width = map(int, sizes)
@@ -174,7 +172,8 @@ class Distill:
         if checkpoint.quantized:
             raise GreenError(f"{checkpoint.path} is quantized; distill learns dense weights.", "Take the step tune.")
         teachers = Teachers(self._teachers(source) if self.lesson.taught else [], self.choose)
-        school = School(checkpoint, teachers, self.texts, self.lesson, compute_type(self.compute), work, seed, progress)
+        dtype = gpu.compute_type(self.compute, gpu.kind())
+        school = School(checkpoint, teachers, self.texts, self.lesson, dtype, work, seed, progress)
         school.introduce(cached=bool(self.cache))
         return school
 
