@@ -17,6 +17,7 @@ from greenllm.adapt.run import adapt
 from greenllm.adapt.shots import Choice, deal, draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.bench import Effort
+from greenllm.bench.runners import Where
 from greenllm.bench.runners import torch as runner
 from greenllm.bench.texts import Tokens
 from greenllm.checkpoint import open_checkpoint
@@ -112,6 +113,9 @@ def test_a_method_learns_on_packed_weights_and_stock_peft_says_the_same(packed, 
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=0, atol=0)
     running = runner.load(str(done.path), 1)
     said = written(running, IDS[0].tolist(), 4)
+    if method == "prefix":
+        with pytest.raises(GreenError, match="on the CPU alone"):
+            runner.load(str(done.path), 1, Where(gpu=True))
     whole = torch.tensor(running.logits([*IDS[0].tolist(), *said]))
     assert whole.argmax(-1)[IDS.shape[1] - 1 : -1].tolist() == said
 

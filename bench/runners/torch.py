@@ -36,6 +36,8 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
     if adapted:
         adapters.load(model, path)
     if where.gpu:
+        if adapted and adapters.read(path)[0].method == "prefix":
+            raise GreenError(f"{path} is a prefix, which is run on the CPU alone.", "Leave gpu: away.")
         return on_gpu(checkpoint, model, where)
     kinds: dict[str, Any] = {
         GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
