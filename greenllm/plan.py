@@ -82,9 +82,10 @@ def plan(
     for step in found.steps:
         step.check(checkpoint)
     if found.calibrated:
-        from greenllm.calibration import check_source
+        from greenllm.calibration import check_balance, check_source
 
         check_source(found.calibration.source, checkpoint)
+        check_balance(found.calibration.source, found.calibration.balance, checkpoint)
     fit = check_target(checkpoint, found, device, kind, context) if device else None
     here = kind not in ("tensorrt", "edge-llm")
     return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), to, fit, here)

@@ -23,7 +23,7 @@ from greenllm.progress import Progress
 
 @dataclass(frozen=True)
 class Texts:
-    """Sources with weights, the source to be judged on, the label's column ("" for none), rows, tokens; cleaned?"""
+    """Sources with weights, the one to be judged on, the label's and the group's column ("" for none), rows, tokens."""
 
     mix: dict[str, float]
     held_out: str = ""
@@ -31,6 +31,7 @@ class Texts:
     count: int = 0
     length: int = 256
     clean: bool = True
+    groups: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,17 @@ def of_labels(
     """
     if len(texts.mix) > 1:
         raise GreenError("Labelled data come from one file.", "Give one with --data.")
-    table = labelled.read(next(iter(texts.mix)), texts.labels)
-    held = labelled.read(texts.held_out, texts.labels) if texts.held_out else None
+    table = labelled.read(next(iter(texts.mix)), texts.labels, texts.groups)
+    held = labelled.read(texts.held_out, texts.labels, texts.groups) if texts.held_out else None
     learn, judge = labelled.split(table, held, seed)
     if texts.count:
         order = torch.randperm(len(learn.texts), generator=torch.Generator().manual_seed(seed)).tolist()
         learn = learn.rows(order[: texts.count])
     names = _classes(labelled.classes([learn, judge]), [t.checkpoint for t in teachers], student)
     both = [labelled.encode(t, tokenizer, names, texts.length) for t in (learn, judge)]
+    if texts.groups:
+        members = sorted({*(learn.groups or []), *(judge.groups or [])})
+        both = [b | labelled.group_columns(t, members) for b, t in zip(both, (learn, judge), strict=True)]
     return Samples(both[0], both[1], names)
 
 

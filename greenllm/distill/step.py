@@ -48,6 +48,9 @@ class Distill:
     labels: str = Field(
         "", description="label's column (or its number) in data, a .tsv, .csv or .jsonl: classification"
     )
+    groups: str = Field(
+        "", description="column of labelled data that says whom a row is about: each group then counts alike"
+    )
     clean: bool = Field(True, description="drop duplicates and personal data of text first, and say how many")
     samples: int = Field(0, ge=0, description="rows to learn from at most; 0: all there are, 512 of own words")
     length: int = Field(256, ge=8, le=131072, description="tokens of a row")
@@ -89,7 +92,8 @@ class Distill:
     @property
     def texts(self) -> Texts:
         """Where rows come from."""
-        return Texts(data.mix_of(self.data, "data"), self.held_out, self.labels, self.samples, self.length, self.clean)
+        mix = data.mix_of(self.data, "data")
+        return Texts(mix, self.held_out, self.labels, self.samples, self.length, self.clean, self.groups)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse options that contradict each other, files that are not there, and teachers that are quantized."""
@@ -100,10 +104,12 @@ class Distill:
             raise GreenError(f"{self.rows} rows do not divide into {self.accumulate} passes.", "See --accumulate.")
         if self.steps and self.minutes:
             raise GreenError("Both steps and minutes are given.", "Choose one of --steps and --minutes.")
+        if self.groups and not self.labels:
+            raise GreenError("Groups are a column of labelled data.", "Name the label's column too: --labels.")
         sources = [*self.texts.mix, *([self.held_out] if self.held_out else [])]
         if self.labels:
             for source in sources:
-                labelled.read(source, self.labels)
+                labelled.read(source, self.labels, self.groups)
         else:
             for source in sources:
                 calibration.check_source(source)
