@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greenllm import artifact
 from greenllm.checkpoint import CLASSIFICATION, Checkpoint
-from greenllm.distill import data, labelled, spans
+from greenllm.distill import augment, data, labelled, spans
 from greenllm.distill.data import Batch
 from greenllm.distill.teachers import Teacher
 from greenllm.distill.vocabulary import Tokenizer, tokenizer_of
@@ -23,7 +23,7 @@ from greenllm.progress import Progress
 
 @dataclass(frozen=True)
 class Texts:
-    """Sources with weights, the one to be judged on, the label's and the group's column ("" for none), rows, tokens."""
+    """Sources with weights, the one to be judged on, columns of label and group ("" for none), rows, tokens; noise."""
 
     mix: dict[str, float]
     held_out: str = ""
@@ -32,6 +32,7 @@ class Texts:
     length: int = 256
     clean: bool = True
     groups: str = ""
+    noise: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def of_texts(
     both = data.text_samples(
         tokenizer, speaker, texts.mix, texts.held_out, texts.count, texts.length, seed, progress, clean=texts.clean
     )  # fmt: skip
+    both = augment.windows(both[0], tokenizer, texts.noise), both[1]
     others = [t for t in teachers if t.spans is not None]
     learn, judge = (_with_spans(tokenizer, ids, others) for ids in both)
     return Samples(learn, judge, [])
@@ -104,6 +106,7 @@ def of_labels(
     if texts.count:
         order = torch.randperm(len(learn.texts), generator=torch.Generator().manual_seed(seed)).tolist()
         learn = learn.rows(order[: texts.count])
+    learn = augment.rows(learn, texts.noise)
     names = _classes(labelled.classes([learn, judge]), [t.checkpoint for t in teachers], student)
     both = [labelled.encode(t, tokenizer, names, texts.length) for t in (learn, judge)]
     if texts.groups:

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from greenllm import calibration, gpu
 from greenllm.checkpoint import Checkpoint, open_checkpoint
-from greenllm.distill import data, labelled, recover, student
+from greenllm.distill import augment, data, labelled, recover, student
 from greenllm.distill.divergence import Kind
 from greenllm.distill.judge import measure, score, verdict
 from greenllm.distill.pace import Pace, Schedule
@@ -50,6 +50,9 @@ class Distill:
     )
     groups: str = Field(
         "", description="column of labelled data that says whom a row is about: each group then counts alike"
+    )
+    augment: str = Field(
+        "", description="noise in a copy of each row, by kind and percent: typos=5,casing,spaces,homoglyphs,width"
     )
     clean: bool = Field(True, description="drop duplicates and personal data of text first, and say how many")
     samples: int = Field(0, ge=0, description="rows to learn from at most; 0: all there are, 512 of own words")
@@ -93,7 +96,8 @@ class Distill:
     def texts(self) -> Texts:
         """Where rows come from."""
         mix = data.mix_of(self.data, "data")
-        return Texts(mix, self.held_out, self.labels, self.samples, self.length, self.clean, self.groups)
+        noise = augment.strengths(self.augment)
+        return Texts(mix, self.held_out, self.labels, self.samples, self.length, self.clean, self.groups, noise)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse options that contradict each other, files that are not there, and teachers that are quantized."""
@@ -125,7 +129,7 @@ class Distill:
         del tokens  # of calibration: there is none
         n, dtype = checkpoint.parameters, gpu.compute_type(self.compute, gpu.kind())
         rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
-        seen = self.steps * self.rows or rows * self.epochs
+        seen = self.steps * self.rows or rows * self.epochs * (2 if self.augment else 1)
         work = seen * self.length * n * (6 + 2 * self.lesson.taught)
         seconds = self.minutes * 60 or work / gpu.training_speed(dtype)
         c = checkpoint.config
