@@ -29,7 +29,7 @@ _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "promp
 
 def samples(
     checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None,
-    sieve: Filter | None = None,
+    sieve: Filter | None = None, balance: str = "",
 ) -> Any:  # fmt: skip
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
@@ -43,6 +43,7 @@ def samples(
         seed: of sampling ("self") or of the choice of windows (text).
         progress: told about the model's own samples, which take a while.
         sieve: what texts go through first.
+        balance: key of the file's rows: as many samples of each of its values, a group of people say, as of another.
 
     Raises:
         GreenError: the file is empty or unreadable, a row is bad, or there is too little text.
@@ -58,7 +59,40 @@ def samples(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    tokens = tokens_of(tokenizer, source, count * length * 4, sieve)
+    if not balance:
+        return _windows(tokenizer, texts(source, sieve), source, count, length, seed, sieve)
+    groups = by_group(source, balance, sieve)
+    if len(groups) > count:
+        raise GreenError(f"{source} has {len(groups)} groups by {balance!r}, and {count} samples are asked for.")
+    shares = [count // len(groups) + (i < count % len(groups)) for i in range(len(groups))]
+    found = [
+        _windows(tokenizer, iter(each), f"{source}, {balance} {name!r},", share, length, seed, sieve)
+        for (name, each), share in zip(groups.items(), shares, strict=True)
+    ]
+    return torch.cat(found)
+
+
+def by_group(source: str, key: str, sieve: Filter | None = None) -> dict[str, list[str]]:
+    """The texts of a ``.jsonl`` file that ``sieve`` keeps, by what its rows have at ``key``, in order.
+
+    Raises:
+        GreenError: a row without it, or the same in all.
+    """
+    found: dict[str, list[str]] = {}
+    rows = rows_with_text(Path(source).expanduser())
+    for n, (row, text) in enumerate(rows if sieve is None else sieve.over(rows, lambda r: r[1]), 1):
+        if not isinstance(row.get(key), str | int):
+            raise GreenError(f"{source}, text {n}: no word or number at {key!r}.", "See --balance.")
+        found.setdefault(str(row[key]), []).append(text)
+    if len(found) < 2:  # noqa: PLR2004 - nothing to balance
+        raise GreenError(f"{source}: all rows have the same {key!r}.", "Name a key whose values differ: --balance.")
+    return dict(sorted(found.items()))
+
+
+def _windows(
+    tokenizer: Any, texts: Iterator[str], source: str, count: int, length: int, seed: int, sieve: Filter | None
+) -> Tensor:  # fmt: skip
+    tokens = _tokens(tokenizer, texts, count * length * 4)
     if len(tokens) < count * length:
         raise GreenError(
             f"{source} has {len(tokens)} tokens; {count} samples of {length} need {count * length}."
@@ -101,8 +135,12 @@ def tokens_of(tokenizer: Any, source: str, need: int, sieve: Filter | None = Non
     Raises:
         GreenError: see :func:`samples`.
     """
+    return _tokens(tokenizer, texts(source, sieve), need)
+
+
+def _tokens(tokenizer: Any, texts: Iterator[str], need: int) -> Tensor:
     found: list[int] = []
-    for text in texts(source, sieve):
+    for text in texts:
         found += tokenizer(text, verbose=False)["input_ids"]
         if len(found) >= need:
             break
@@ -193,6 +231,18 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
         hearing.clips(source, 1)
     elif source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
         next(iter(texts(source)))
+
+
+def check_balance(source: str, balance: str, checkpoint: Checkpoint) -> None:
+    """Refuse a key of groups before anything long begins; "" is none.
+
+    Raises:
+        GreenError: no ``.jsonl`` file of texts, or see :func:`by_group`.
+    """
+    if balance and (checkpoint.task in (*IMAGES, SPEECH) or Path(source).suffix != ".jsonl"):
+        raise GreenError(f"{source} has no rows with {balance!r} and a text.", "Balance the texts of a .jsonl file.")
+    if balance:
+        by_group(source, balance)
 
 
 def save(samples: Tensor | list[Batch], file: Path, dropped: dict[str, int]) -> None:

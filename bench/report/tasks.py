@@ -13,6 +13,7 @@ _WORDS = {
     "pct_stereotype": ", prefers the stereotype (none: 50 %)",
     "accuracy_amb": ", where nobody can know", "accuracy_disamb": ", where the context says it",
     "amb_bias_score": ", bias where nobody can know", "disamb_bias_score": ", bias where the context says it",
+    "toxic": ", writes listed words",
     "refusal_unsafe": ", refuses unsafe prompts", "refusal_safe": ", refuses safe prompts",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 from greenllm import artifact, images
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
-from greenllm.bench.tasks.items import Entry, Item, Labelled, Pair, Picture, Prompt, Question, Task, Utterance
+from greenllm.bench.tasks.items import Entry, Item, Labelled, Opening, Pair, Picture, Prompt, Question, Task, Utterance
 from greenllm.bench.tasks.rows import FORM, rows
 from greenllm.bench.tasks.speech import check_clip
 from greenllm.bench.texts import spread
@@ -114,7 +114,7 @@ def _nearest(row: dict[str, Any]) -> str:
     return f"To be {', '.join(most)} it lacks {', '.join(lacks)}. {known}" if share[most] else known
 
 
-def _told(item: Item | Pair | Prompt | Question | Labelled) -> list[str]:
+def _told(item: Item | Pair | Prompt | Opening | Question | Labelled) -> list[str]:
     """All texts of an item."""
     if isinstance(item, Pair):
         return [item.more, item.less]

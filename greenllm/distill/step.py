@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from greenllm import calibration, gpu
 from greenllm.checkpoint import Checkpoint, open_checkpoint
-from greenllm.distill import data, labelled, recover, student
+from greenllm.distill import augment, data, labelled, recover, student
 from greenllm.distill.divergence import Kind
 from greenllm.distill.judge import measure, score, verdict
 from greenllm.distill.pace import Pace, Schedule
@@ -47,6 +47,12 @@ class Distill:
     )
     labels: str = Field(
         "", description="label's column (or its number) in data, a .tsv, .csv or .jsonl: classification"
+    )
+    groups: str = Field(
+        "", description="column of labelled data that says whom a row is about: each group then counts alike"
+    )
+    augment: str = Field(
+        "", description="noise in a copy of each row, by kind and percent: typos=5,casing,spaces,homoglyphs,width"
     )
     clean: bool = Field(True, description="drop duplicates and personal data of text first, and say how many")
     samples: int = Field(0, ge=0, description="rows to learn from at most; 0: all there are, 512 of own words")
@@ -89,7 +95,9 @@ class Distill:
     @property
     def texts(self) -> Texts:
         """Where rows come from."""
-        return Texts(data.mix_of(self.data, "data"), self.held_out, self.labels, self.samples, self.length, self.clean)
+        mix = data.mix_of(self.data, "data")
+        noise = augment.strengths(self.augment)
+        return Texts(mix, self.held_out, self.labels, self.samples, self.length, self.clean, self.groups, noise)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse options that contradict each other, files that are not there, and teachers that are quantized."""
@@ -100,10 +108,12 @@ class Distill:
             raise GreenError(f"{self.rows} rows do not divide into {self.accumulate} passes.", "See --accumulate.")
         if self.steps and self.minutes:
             raise GreenError("Both steps and minutes are given.", "Choose one of --steps and --minutes.")
+        if self.groups and not self.labels:
+            raise GreenError("Groups are a column of labelled data.", "Name the label's column too: --labels.")
         sources = [*self.texts.mix, *([self.held_out] if self.held_out else [])]
         if self.labels:
             for source in sources:
-                labelled.read(source, self.labels)
+                labelled.read(source, self.labels, self.groups)
         else:
             for source in sources:
                 calibration.check_source(source)
@@ -119,7 +129,7 @@ class Distill:
         del tokens  # of calibration: there is none
         n, dtype = checkpoint.parameters, gpu.compute_type(self.compute, gpu.kind())
         rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
-        seen = self.steps * self.rows or rows * self.epochs
+        seen = self.steps * self.rows or rows * self.epochs * (2 if self.augment else 1)
         work = seen * self.length * n * (6 + 2 * self.lesson.taught)
         seconds = self.minutes * 60 or work / gpu.training_speed(dtype)
         c = checkpoint.config
