@@ -156,7 +156,7 @@ def test_kept_states_and_padding_change_nothing(four, few, prefix):
     model = open_checkpoint(four).load_model()
     if prefix:
         made = methods.Adapter(method="prefix", first=0, rank=8, base=str(four), sha256="0" * 64)
-        methods.begin(methods.put_on(model, made), made, shots)
+        methods.put_on(model, made)
     want = []
     with torch.no_grad():
         for shot in shots:
@@ -298,8 +298,6 @@ def test_what_cannot_be_adapted(four, few, bert, tmp_path, made):
         adapt(four, few, tmp_path / "out", shots=4, method="adalora", steps=2)
     with pytest.raises(GreenError, match="the model reads 236:"):
         adapt(four, long, tmp_path / "out", shots=4, method="prefix", rank=20)
-    with pytest.raises(GreenError, match="which have"):
-        adapt(four, few, tmp_path / "out", shots=2, method="prefix", rank=200)
     shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
     mamba = AutoModelForCausalLM.from_config(MambaConfig(**shape))
     for method in ("lora", "prefix"):

@@ -111,7 +111,6 @@ def _learn(
     """Peft's wrapper with the start in it, and what was found out."""
     uppers = [Upper(model, made.first, shots) for shots in tasks]
     wrapped = methods.put_on(model, made, seed)
-    methods.begin(wrapped, made, tasks[0])
     places = [p for p in wrapped.parameters() if p.requires_grad]
     chance = Random(seed)  # noqa: S311 - no secret
     found: list[float] = []

@@ -115,9 +115,7 @@ def train(
     upper = Upper(model, made.first, shots)
     loss, right = (float(x.mean()) for x in judge(upper, everything))
     wrapped = methods.put_on(model, made, seed, MOST if steps is None else steps)
-    if meta is None:
-        methods.begin(wrapped, made, shots)
-    else:
+    if meta is not None:
         adapters.fill(wrapped, meta)
     learner, curve = Learner(upper, wrapped, rate), Curve()
     if steps is None:
