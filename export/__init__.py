@@ -165,10 +165,8 @@ def check_format(source: Checkpoint, to: str) -> Format:
     """
     if to not in get_args(Format):
         raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))}.")
-    if source.task == "automatic-speech-recognition":
-        raise GreenError(
-            "Transcribers are not exported yet.", "greenllm quantize makes them smaller; greenllm bench measures them."
-        )
+    if source.task == "automatic-speech-recognition" and to != "onnx":
+        raise GreenError(f"{to} has no place for a transcriber's two graphs.", "Export it with --to onnx.")
     if to == "genai" and source.task != "text-generation":
         raise GreenError(f"ORT-GenAI runs decoders; this model does {source.task}.", "Export it with --to onnx.")
     if to == "tensorrt" and source.input == "pixel_values":
@@ -195,8 +193,8 @@ def _names(graph: Path) -> dict[str, list[str]]:
 
 
 def _weight_bytes(path: Path) -> int:
-    """All that the graph stores: codes, scales, zero points, norms, tables, and the graph's own nodes."""
-    return sum(f.stat().st_size for f in path.glob("model.onnx*"))
+    """All that the graphs store: codes, scales, zero points, norms, tables, and the graph's own nodes."""
+    return sum(f.stat().st_size for f in path.glob("*.onnx*"))
 
 
 make_callable(__name__, export)

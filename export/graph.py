@@ -16,7 +16,7 @@ from greenllm.errors import GreenError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DATA = "model.onnx.data"
+DATA = "model.onnx.data"  # of a graph in model.onnx
 _INLINE = 1024  # bytes; smaller tensors stay in the graph, where shape inference can read them
 _PAGE = 4096  # runtimes map pages
 
@@ -67,7 +67,7 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: list[TensorProto] = []
-        self._file = (path.parent / DATA).open("wb")
+        self._file = path.with_name(f"{path.name}.data").open("wb")
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +114,7 @@ class Writer:
             tensor.raw_data = values.tobytes()
         else:
             self._file.write(b"\0" * (-self._file.tell() % (_PAGE if values.nbytes >= _PAGE * 16 else 64)))
-            where = {"location": DATA, "offset": self._file.tell(), "length": values.nbytes}
+            where = {"location": f"{self.path.name}.data", "offset": self._file.tell(), "length": values.nbytes}
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in where.items())
             self._file.write(values.reshape(-1).view(np.uint8).data)

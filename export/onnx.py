@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from greenllm.checkpoint import GENERATION, IMAGES, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export import speech
 from greenllm.export.fused import fuse_attention, keep_norms
-from greenllm.export.quantized import Quantized, quantize_graph
+from greenllm.export.quantized import Quantized, join, quantize_graph
 from greenllm.export.targets import Target
 from greenllm.export.vision import vision, write_processor
 from greenllm.progress import Progress
@@ -61,14 +62,16 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     progress.stage("exporting the graph", 1)
     path = (work if checkpoint.quantized else out) / GRAPH
     path.parent.mkdir(parents=True, exist_ok=True)
-    export_graph(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
+    paths = export_graph(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
     progress.advance()
     if not checkpoint.quantized:
         return None
-    progress.stage("packing the weights", 1)
-    return quantize_graph(
-        path, out / GRAPH, checkpoint, form="qdq", accuracy_level=target.accuracy_level,
-        inputs=integer_inputs(checkpoint, target), progress=progress,
+    progress.stage("packing the weights", len(paths))
+    return join(
+        quantize_graph(
+            p, out / p.name, checkpoint, form="qdq", accuracy_level=target.accuracy_level,
+            inputs=integer_inputs(checkpoint, target), progress=progress, alone=len(paths) == 1,
+        ) for p in paths
     )  # fmt: skip
 
 
@@ -79,21 +82,24 @@ def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
     4-bit weights, which are made for single rows.
     """
     by_target = target.operators == "onnxruntime" and target.accuracy_level == 4  # noqa: PLR2004 - int8
-    if checkpoint.inputs or not by_target or checkpoint.task == GENERATION:
+    if checkpoint.inputs or not by_target or checkpoint.task in (GENERATION, SPEECH):
         return checkpoint.inputs
     return dict.fromkeys(quantizable(checkpoint)[0])
 
 
 def export_graph(
     checkpoint: Checkpoint, path: Path, *, fused: bool = False, dtype: torch.dtype = torch.float32
-) -> None:
-    """Write the dense graph.
+) -> list[Path]:
+    """Write the dense graph; of a transcriber two, see :mod:`greenllm.export.speech`.
 
     Args:
         checkpoint: dense or packed.
         path: the ``.onnx`` file to make; its data lie beside it.
         fused: with ONNX Runtime's own attention.
         dtype: of weights and activations; what the model itself computes in float32 stays so, and so do its buffers.
+
+    Returns:
+        The files of the graphs.
 
     Raises:
         GreenError: torch cannot export the model.
@@ -102,26 +108,36 @@ def export_graph(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     fused = fused and fuse_attention(model)
-    wrapper: nn.Module
-    if checkpoint.task == GENERATION:
-        wrapper, example, (inputs, outputs) = _decoder(model)
-    elif checkpoint.task in IMAGES:
-        wrapper, example, (inputs, outputs) = vision(checkpoint, model)
-    else:
-        wrapper, example, (inputs, outputs) = _encoder(model)
+    parts = _parts(checkpoint, model)
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                wrapper, example, dynamo=True, opset_version=_OPSET, input_names=inputs, output_names=outputs,
-                dynamic_shapes=(tuple(_dynamic(n) for n in inputs),), optimize=True, verbose=False,
-            )  # fmt: skip
-            assert program is not None  # noqa: S101 - dynamo=True always returns one
-            program.save(str(path), external_data=True)
-        if fused:
-            keep_norms(path)
+        for name, wrapper, example, names in parts:
+            _write(wrapper, example, names, path.with_name(name))
+            if fused:
+                keep_norms(path.with_name(name))
     except Exception as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
         raise GreenError(f"torch cannot export {type(model).__name__} to ONNX: {reason}") from e
+    return [path.with_name(name) for name, *_ in parts]
+
+
+def _parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[speech.Part]:
+    """The functions that become graphs."""
+    if checkpoint.task == SPEECH:
+        return speech.parts(checkpoint, model)
+    if checkpoint.task == GENERATION:
+        return [(GRAPH, *_decoder(model))]
+    return [(GRAPH, *(vision(checkpoint, model) if checkpoint.task in IMAGES else _encoder(model)))]
+
+
+def _write(wrapper: nn.Module, example: tuple[Tensor, ...], names: Names, path: Path) -> None:
+    inputs, outputs = names
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            wrapper, example, dynamo=True, opset_version=_OPSET, input_names=inputs, output_names=outputs,
+            dynamic_shapes=(tuple(_dynamic(n) for n in inputs),), optimize=True, verbose=False,
+        )  # fmt: skip
+        assert program is not None  # noqa: S101 - dynamo=True always returns one
+        program.save(str(path), external_data=True)
 
 
 class _Decoder(nn.Module):

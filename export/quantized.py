@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,13 @@ class Quantized:
         ops: how many nodes of each quantized operator the graph has.
         weights: names of the packed linears that are in the graph.
         bits: bits a code takes in the file, over all matrices.
+        missing: of ``weights`` those of which a row was not found: another graph of the model has them.
     """
 
     ops: dict[str, int]
     weights: list[str] = field(default_factory=list)
     bits: list[int] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def quantize_graph(
@@ -56,6 +59,7 @@ def quantize_graph(
     inputs: Inputs | None = None,
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
+    alone: bool = True,
 ) -> Quantized:
     """Copy a dense graph with its packed weights in integers.
 
@@ -68,6 +72,7 @@ def quantize_graph(
         inputs: packed linears whose inputs become integers too; they take :mod:`greenllm.export.int8`.
         dtype: of the dense graph.
         progress: advanced by 1 in total.
+        alone: whether no other graph has packed weights of this model; else :func:`join` sees that all are found.
 
     Raises:
         GreenError: a packed weight is not in the graph, or is used in a way no quantized operator has.
@@ -82,13 +87,30 @@ def quantize_graph(
             rewrite.matrix(name, found)
             progress.advance(1 / len(uses))
         missing = library.missing()
-        if missing:
-            raise GreenError(
-                f"{len(missing)} quantized weights are not in the exported graph: {', '.join(missing[:5])}.",
-                "This architecture's exporter changes its weights; try the other format (--to onnx or --to genai).",
-            )
+        if alone:
+            _refuse(missing)
         rewrite.finish()
-    return _count(out, library.names, rewrite)
+    return replace(_count(out, library.names, rewrite), missing=missing)
+
+
+def join(graphs: Iterable[Quantized]) -> Quantized:
+    """What was done to all graphs of a model.
+
+    Raises:
+        GreenError: a packed weight is in none of them.
+    """
+    each = list(graphs)
+    _refuse([n for n in each[0].missing if all(n in q.missing for q in each)])
+    ops = sum((Counter(q.ops) for q in each), Counter())
+    return Quantized(dict(ops), each[0].weights, sorted({b for q in each for b in q.bits}))
+
+
+def _refuse(missing: list[str]) -> None:
+    if missing:
+        raise GreenError(
+            f"{len(missing)} quantized weights are not in the exported graph: {', '.join(missing[:5])}.",
+            "This architecture's exporter changes its weights; try the other format (--to onnx or --to genai).",
+        )
 
 
 class _Rewrite:

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from greenllm import pages
-from greenllm.checkpoint import GENERATION, IMAGES, Checkpoint
+from greenllm.audio import ENCODER
+from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export import speech
 from greenllm.export.int8 import int8_rows
 from greenllm.export.last_position import FIRST
 from greenllm.export.tokenizer import ENGLISH, departing_texts
@@ -37,7 +39,7 @@ _SLACK = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # in logits, between two run
 def verify(
     checkpoint: Checkpoint, path: Path, kind: str, *, arithmetic: Arithmetic, inputs: Inputs | None = None
 ) -> dict[str, Any]:
-    """Prefill, then decode with the cache, on a fixed token sequence, or see pictures; compare with torch in fp32.
+    """Prefill, then decode with the cache, on fixed tokens, see pictures, or hear; compare with torch in fp32.
 
     Args:
         checkpoint: the source; its packed weights are dequantized.
@@ -54,6 +56,8 @@ def verify(
     Raises:
         GreenError: it does not load, gives no numbers, or departs from its source.
     """
+    if checkpoint.task == SPEECH:
+        return _hear(checkpoint, path, arithmetic)
     ids, text = _seen(checkpoint)
     want = _torch(checkpoint, ids)
     pages.give_back()
@@ -78,8 +82,7 @@ def verify(
             np.linalg.norm(_torch(checkpoint, ids, inputs) - want) / np.linalg.norm(want)
         )
     if checkpoint.task == GENERATION:
-        found["kl_divergence"] = _kl(want, got)
-        found["top1_agreement"] = float((got.argmax(-1) == want.argmax(-1)).mean())
+        found |= _likeness(want, got)
         bad = found["kl_divergence"] > _LIMITS[arithmetic]
     else:
         bad = relative > _RELATIVE[arithmetic]
@@ -88,11 +91,35 @@ def verify(
             found["error"] > _ALIKE * found["error_of_rounding"] + _RELATIVE["fp16" if arithmetic == "fp16" else "fp32"]
         )
     if bad:
-        shown = ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float))
-        raise GreenError(
-            f"The exported {kind} model departs from its source more than its arithmetic explains: {shown}."
-        )
+        raise _departs(kind, found)
     return found
+
+
+def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[str, Any]:
+    """Of a transcriber both graphs: keys and values of a clip, and with them the logits of tokens."""
+    heard = speech.sample(checkpoint)
+    want = speech.in_torch(checkpoint.load_model(), heard)
+    pages.give_back()
+    got = speech.in_graphs(_session(path, ENCODER), _session(path), heard)
+    if any(g.shape != w.shape or not np.isfinite(g).all() for g, w in zip(got, want, strict=True)):
+        raise GreenError("The exported graphs give other shapes than torch, or NaN.")
+    found = {
+        "against": "torch fp32", "input": "noise that falls as 1/f, as in speech; random tokens", "tokens": len(heard),
+        "max_relative_error": float(np.abs(got[0] - want[0]).max() / np.abs(want[0]).max()),
+    } | _likeness(want[1], got[1])  # fmt: skip
+    if found["max_relative_error"] > _RELATIVE[arithmetic] or found["kl_divergence"] > _LIMITS[arithmetic]:
+        raise _departs("onnx", found)
+    return found
+
+
+def _likeness(want: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str, float]:
+    """Of logits [T, V]."""
+    return {"kl_divergence": _kl(want, got), "top1_agreement": float((got.argmax(-1) == want.argmax(-1)).mean())}
+
+
+def _departs(kind: str, found: dict[str, Any]) -> GreenError:
+    shown = ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float))
+    return GreenError(f"The exported {kind} model departs from its source more than its arithmetic explains: {shown}.")
 
 
 def _seen(checkpoint: Checkpoint) -> tuple[NDArray[Any], str]:
@@ -188,13 +215,13 @@ def _head_width(checkpoint: Checkpoint) -> int:
     return int(getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path, graph: str = speech.DECODER) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path / graph), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions share no base
         raise GreenError(f"ONNX Runtime cannot load what was exported: {str(e).splitlines()[0][:300]}") from e
 

@@ -26,28 +26,42 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; def
 
 def run(
     model: ModelArg,
-    prompt: Annotated[str, typer.Argument(help="what to ask; - reads it from standard input", show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Argument(help="what to ask; - reads it from standard input", show_default=False)
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option("--audio", help="transcribers: the file to hear (.wav, .flac, .ogg …)")
+    ] = None,
     system: SystemOption = None,
-    max_tokens: MaxTokensOption = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="length of an answer at most; default: 256, or what a clip may take")
+    ] = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="no chat template around the prompt")] = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Stream an answer from an exported model; an encoder's answer is an embedding."""
-    from greenllm import generate, talk
+    """Stream an answer from an exported model: text, an encoder's embedding, or what is said in a clip."""
+    from greenllm import audio, generate, talk, transcribe
     from greenllm.export.archive import opened
 
     with opened(Path(model).expanduser()) as path:
         directory = generate.find(path)
-        text = sys.stdin.read() if prompt == "-" else prompt
+        able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
+        transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others)
+        if clip is not None:
+            heard, listener = audio.read(clip), transcribe.Transcriber(directory, threads=threads)
+            if talk.transcribe(listener, heard, max_tokens).finish is None:
+                raise typer.Exit(130)
+            return
+        text = sys.stdin.read() if prompt == "-" else prompt or ""
         if generate.is_encoder(directory):
             _embed(directory, text, threads)
             return
         loaded = generate.open_found(directory, threads=threads)
         ids = talk.first(loaded, text, system=system, raw=raw)
-        settings = generate.Settings(max_tokens, temperature, top_p, seed)
+        settings = generate.Settings(max_tokens or 256, temperature, top_p, seed)
         if talk.say(loaded, ids, settings).finish is None:
             raise typer.Exit(130)
 

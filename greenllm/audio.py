@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from greenllm.errors import GreenError
 
+ENCODER = "encoder.onnx"  # the graph of a transcriber that hears; model.onnx beside it writes
 RATE = 16000  # samples a second: what models of speech hear
 _SHORTEST, _LONGEST = 0.1, 120.0  # seconds of a clip
 _TOKENS = 6.5  # a second: what speech has at most; past it a model repeats itself (Moonshine's own limit)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from greenllm import artifact, template
+from greenllm.audio import ENCODER
 from greenllm.errors import GreenError
 from greenllm.older import cannot_run, silence
 from greenllm.tokens import Tokenizer
@@ -172,6 +173,8 @@ def open_found(directory: Path, *, threads: int | None = None, keep: bool = Fals
     """A text generator in a directory that :func:`find` gave; see :func:`load`."""
     if is_genai(directory):
         return GenaiModel(directory, threads=threads, keep=keep)
+    if (directory / ENCODER).is_file():
+        raise GreenError(f"{directory} writes what it hears.", "Give it a clip: greenllm run OUT --audio clip.wav.")
     if is_encoder(directory):
         raise GreenError(
             f"{directory} gives embeddings and does not generate text.",

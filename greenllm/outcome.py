@@ -82,17 +82,26 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
     if step.name != "quantize":
         return before
     body = step.bits + _per_weight(step.group)
-    if checkpoint.input == "pixel_values":  # of a vision encoder all that is not in the blocks stays dense
-        from greenllm.quantize.linear import weight_of
-        from greenllm.quantize.run import quantizable
-
-        inside = sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / n
-        return Outcome(n, inside * body + (1 - inside) * dense, frozenset([_TYPES[step.bits]]))
-    outside = checkpoint.config.vocab_size * getattr(checkpoint.config, "hidden_size", 0) / n
-    outside = min(1.0, outside * (1 if checkpoint.tied else 2))
     head = step.head_bits + _per_weight(step.head_group) if step.head_bits else dense
-    widths = {step.bits, step.head_bits} - {0}
-    return Outcome(n, (1 - outside) * body + outside * head, frozenset(_TYPES[b] for b in widths))
+    inside, outside = _parts(checkpoint, n)
+    widths = {step.bits, step.head_bits if outside else 0} - {0}
+    bits = inside * body + outside * head + (1 - inside - outside) * dense
+    return Outcome(n, bits, frozenset(_TYPES[b] for b in widths))
+
+
+def _parts(checkpoint: Checkpoint, n: int) -> tuple[float, float]:
+    """Shares of the weights in blocks, and in embedding and head; what images and clips go through first is neither."""
+    if checkpoint.input == "pixel_values":
+        outside = 0.0
+    else:
+        outside = checkpoint.config.vocab_size * getattr(checkpoint.config, "hidden_size", 0) / n
+        outside = min(1.0, outside * (1 if checkpoint.tied else 2))
+    if checkpoint.input == "input_ids":
+        return 1 - outside, outside
+    from greenllm.quantize.linear import weight_of
+    from greenllm.quantize.run import quantizable
+
+    return sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / n, outside
 
 
 def _per_weight(group: int) -> float:

@@ -100,7 +100,7 @@ def execute(
     if bench:
         if todo.to == "gguf":
             check_engine("llamacpp", "GGUF")
-        _check_bench(**(bench_options or {}))
+        _check_bench(todo.checkpoint.task, **(bench_options or {}))
         _warn_of_overlap(todo, bench_options or {}, progress)
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         steps.begin(part, todo, progress)
@@ -174,18 +174,20 @@ def _bench(
 
 
 def _check_bench(
-    text: str | Path | None = None, pairs: str | Path | None = None, tasks: Sequence[str | Path] = (),
+    does: str, text: str | Path | None = None, pairs: str | Path | None = None, tasks: Sequence[str | Path] = (),
     require: Sequence[str] = (), **_: Any,
 ) -> None:  # fmt: skip
     """Refuse before any work what the bench would refuse after it."""
-    from greenllm.bench import fidelity, texts
+    from greenllm.bench import fidelity, speech, texts
     from greenllm.bench.require import parse
     from greenllm.bench.tasks import read_all
 
     texts.read(text)
     if pairs:
         fidelity.read_pairs(Path(pairs))
-    read_all(tasks)
+    found = read_all(tasks)
+    if does == speech.TASK:
+        speech.clips(found)
     for requirement in require:
         parse(requirement)
 

@@ -9,7 +9,7 @@ from greenllm.errors import GreenError
 from greenllm.progress import Progress
 
 if TYPE_CHECKING:
-    from greenllm.bench.results import Results
+    from greenllm.bench.results import Results, TaskResult
 
 MAX_LOSS = 1.25  # of perplexity; int4 of the smallest models stays below
 
@@ -29,12 +29,19 @@ def loss_of(done: Artifact) -> float | None:
     """What the bench of a compressed model found that it lost; None where it could not compare.
 
     For a generator its perplexity over the source's, for an encoder 1 over the mean cosine of its embeddings
-    to the source's.
+    to the source's, for a transcriber the source's right words over its own.
     """
-    row = results_of(done).rows[-1]
+    first, *_, row = results_of(done).rows
+    if heard := [(_right(first.tasks[n]), _right(t)) for n, t in row.tasks.items() if "wer" in t.scores]:
+        return max(before / after for before, after in heard)
     if "perplexity" in row.ratios:
         return row.ratios["perplexity"].value
     return 1 / max(row["cosine"].value, 1e-6) if "cosine" in row else None
+
+
+def _right(task: TaskResult) -> float:
+    """Words of a hundred that are right; never none."""
+    return max(100 - task.scores["wer"].measured.value, 1e-6)
 
 
 def check_loss(done: Artifact, most: float, on_loss: str, progress: Progress) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import replace
+from typing import cast
 
-from greenllm import template
+import numpy as np
+from numpy.typing import NDArray
+
+from greenllm import audio, template
 from greenllm.answer import Answer
 from greenllm.errors import GreenError, Interrupted
 from greenllm.generate import Model, Settings, prompt_of
+from greenllm.transcribe import Transcriber
 
 Message = dict[str, str]
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
@@ -36,14 +41,27 @@ def say(model: Model, ids: list[int], settings: Settings) -> Answer:
 
     Ctrl-C ends it; its ``finish`` is None then.
     """
-    answer = Answer(model, ids, settings)
+    answer = _show(Answer(model, ids, settings))
+    _note(speed(answer))
+    return answer
+
+
+def transcribe(model: Transcriber, clip: NDArray[np.float32], most: int | None) -> Answer:
+    """The same of what is said in a clip, float32 [samples], in ``most`` tokens at most."""
+    answer = _show(Answer(model, cast("list[int]", clip), Settings(most)))
+    seconds, took = len(clip) / audio.RATE, answer.reading + answer.writing
+    ends = {None: "; interrupted.", "length": "; cut there.", "stop": "."}[answer.finish]
+    _note(f"{seconds:.1f} s heard in {took:.2f} s, {len(answer.tokens)} tokens written{ends}")
+    return answer
+
+
+def _show(answer: Answer) -> Answer:
     with contextlib.suppress(Interrupted):
         for piece in answer:
             sys.stdout.write(piece)
             sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
-    _note(speed(answer))
     return answer
 
 

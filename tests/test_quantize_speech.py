@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import greenllm
-from greenllm import artifact, calibration, export, hearing, pipeline, recipe
+from greenllm import artifact, calibration, hearing, pipeline, recipe
 from greenllm.artifact import Manifest
 from greenllm.bench.runners import loader
 from greenllm.checkpoint import open_checkpoint
@@ -156,10 +155,6 @@ def test_what_is_not_done_with_transcribers_is_told_at_once(tiny_moonshine, llam
     made = recipe.Recipe(name="p", steps=[recipe.make_step("prune", {"ratio": 0.2}, "test")])
     with pytest.raises(GreenError, match="takes models of text"):
         pipeline.run_steps(tiny_moonshine, tmp_path / "out", made)
-    with pytest.raises(GreenError, match="not exported yet"):
-        export(tiny_moonshine, tmp_path / "out")
-    with pytest.raises(GreenError, match="not exported yet"):
-        greenllm.compress(tiny_moonshine, tmp_path / "out", "int8", bench=False)
     assert not (tmp_path / "out").exists()
 
 

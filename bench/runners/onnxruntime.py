@@ -10,7 +10,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from greenllm import artifact
+from greenllm.audio import ENCODER
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
+from greenllm.bench.runners.listener import OnnxListener
 from greenllm.bench.runners.values import values
 from greenllm.errors import GreenError
 from greenllm.export.device.run import EXACT
@@ -25,6 +27,8 @@ def load(path: str, threads: int) -> Runner:
     """See :class:`greenllm.bench.runners.Loader`."""
     directory = Path(path)
     session = open_session(_graph(directory), threads)
+    if (encoder := directory / ENCODER).is_file():
+        return OnnxListener(open_session(encoder, threads), session, _info(directory, ""))
     outputs = [o.name for o in session.get_outputs()]
     if "pixel_values" in {i.name for i in session.get_inputs()}:
         from greenllm.bench.runners.vision import OnnxVision

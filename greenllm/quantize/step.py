@@ -16,6 +16,8 @@ from greenllm.quantize.linear import weight_of
 from greenllm.quantize.run import MOST_TOKENS, Grids, Quantizer, Rounding, check_grids, quantizable
 from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
 
+_LEAST = 16  # inputs that share a scale: kernels have no smaller groups
+
 
 @dataclass(config={"extra": "forbid"})
 class Quantize:
@@ -28,6 +30,7 @@ class Quantize:
     )
     bits: Literal[2, 3, 4, 8] = Field(4, description="bits of a weight in the blocks")
     group: int = Field(32, ge=-1, description="inputs that share a scale; -1 for the whole row")
+    fit: bool = Field(False, description="halve the group of a weight with inputs that it does not divide")
     symmetric: bool = Field(True, description="no zero points: smaller, and the only kind TensorRT reads")
     awq: bool = Field(False, description="first scale inputs by how large they are (calibrated); with rtn: AWQ itself")
     activations: Kind = Field(
@@ -57,10 +60,17 @@ class Quantize:
     def grids(self, checkpoint: Checkpoint) -> Grids:
         """The grid of each module that becomes integers."""
         inside, outside = quantizable(checkpoint)
-        found = dict.fromkeys(inside, Grid(self.bits, self.group, self.symmetric))
+        wanted = dict.fromkeys(inside, (self.bits, self.group))
         if self.head_bits:
-            found |= dict.fromkeys(outside, Grid(self.head_bits, self.head_group, self.symmetric))
-        return found
+            wanted |= dict.fromkeys(outside, (self.head_bits, self.head_group))
+        model = checkpoint.skeleton()
+
+        def grid(name: str, bits: int, group: int) -> Grid:
+            while self.fit and group > _LEAST and weight_of(model.get_submodule(name)).shape[1] % group:
+                group //= 2
+            return Grid(bits, group, self.symmetric)
+
+        return {name: grid(name, *w) for name, w in wanted.items()}
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse weights that are integers already and group sizes that do not divide, by layer name."""

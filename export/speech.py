@@ -1,0 +1,146 @@
+"""A transcriber as two graphs: one hears a clip, one writes its words, and what both give beside what torch gives.
+
+The first hands the second the keys and values of each of its cross attentions, so that these are computed once a clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from greenllm import audio
+from greenllm.audio import ENCODER
+from greenllm.checkpoint import Checkpoint
+from greenllm.errors import GreenError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DECODER = "model.onnx"
+_TOKENS, _STEPS = 24, 4
+Part = tuple[str, nn.Module, tuple[Tensor, ...], tuple[list[str], list[str]]]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What two forms of a transcriber are asked: float32 [samples] of sound, int64 [T] of what it has written."""
+
+    clip: NDArray[np.float32]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Ears(nn.Module):
+    """A clip [B, samples] to keys and values of each cross attention in turn, [B, heads, T, width]."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        model: Any = self.model
+        states = model.get_encoder()(inputs[0])[0]
+        # one token has the decoder fill its cache; all of it but keys and values of the clip leaves the graph again
+        first = torch.zeros(len(inputs[0]), 1, dtype=torch.int64)
+        out = model.get_decoder()(input_ids=first, encoder_hidden_states=states, use_cache=True)
+        return flat(out.past_key_values.cross_attention_cache)
+
+
+class Pen(nn.Module):
+    """Tokens [B, T], own keys and values, those of the clip, to logits [B, T, V] and own keys and values."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        model: Any = self.model
+        ids, *given = inputs
+        half = len(given) // 2
+        own, clip = (DynamicCache(tuple(zip(k[::2], k[1::2], strict=True))) for k in (given[:half], given[half:]))
+        # asked for its shape alone, as the keys that come of it are there
+        states = given[half].new_zeros(len(ids), given[half].shape[2], model.config.hidden_size)
+        out = model.get_decoder()(
+            input_ids=ids, encoder_hidden_states=states, past_key_values=EncoderDecoderCache(own, clip), use_cache=True
+        )
+        return (model.get_output_embeddings()(out[0]), *flat(out.past_key_values.self_attention_cache))
+
+
+def flat(cache: Any) -> tuple[Tensor, ...]:
+    """Keys and values of each layer in turn."""
+    return tuple(t for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+@torch.no_grad()
+def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
+    """Of each graph its file, the function, an example of its inputs, and names of inputs and outputs (Optimum's).
+
+    Raises:
+        GreenError: it hears something else than the waveform itself.
+    """
+    if model.main_input_name != checkpoint.input:
+        raise GreenError(
+            f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
+            "Models of speech that read waveforms (Moonshine) are exported; spectra (Whisper) are not made here yet.",
+        )
+    audio.check_rate(checkpoint.path)
+    clips = torch.from_numpy(_noise(2 * audio.RATE)).reshape(2, -1)
+    ears, pen = Ears(model), Pen(model)
+    clip = [t.clone() for t in ears(clips)]
+    own = [t[:, :, :3].clone() for t in clip]
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    each = [f"{i}.{{}}.{kind}" for i in range(len(clip) // 2) for kind in ("key", "value")]
+
+    def names(prefix: str, of: str) -> list[str]:
+        return [f"{prefix}.{e.format(of)}" for e in each]
+
+    past = [*names("past_key_values", "decoder"), *names("past_key_values", "encoder")]
+    return [
+        (ENCODER, ears, (clips,), (["input_values"], names("present", "encoder"))),
+        (DECODER, pen, (ids, *own, *clip), (["input_ids", *past], ["logits", *names("present", "decoder")])),
+    ]
+
+
+def sample(checkpoint: Checkpoint) -> Heard:
+    """Two seconds that fall as 1/f, as speech does, and any tokens."""
+    ids = np.random.default_rng(0).integers(int(checkpoint.config.vocab_size), size=_TOKENS)
+    ids[0] = int(checkpoint.config.decoder_start_token_id)
+    return Heard(_noise(2 * audio.RATE), ids)
+
+
+@torch.no_grad()
+def in_torch(model: PreTrainedModel, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Keys and values of the clip, all in one row, and logits [T, V]."""
+    clip, ids = torch.from_numpy(heard.clip)[None], torch.from_numpy(heard.ids)[None]
+    out = model(input_values=clip, decoder_input_ids=ids, use_cache=True)
+    kept = flat(out.past_key_values.cross_attention_cache)
+    return torch.cat([t.flatten() for t in kept]).numpy(), out.logits[0].numpy()
+
+
+def in_graphs(encoder: Any, decoder: Any, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The same of two sessions: all tokens but the last are written at once, those one by one through the cache."""
+    clip = encoder.run(None, {"input_values": heard.clip[None]})
+    names = [i.name for i in decoder.get_inputs()]
+    own: list[Any] = [np.zeros((*t.shape[:2], 0, t.shape[3]), t.dtype) for t in clip]
+    logits = []
+    for ids in np.split(heard.ids, range(len(heard) - _STEPS, len(heard))):
+        found, *own = decoder.run(None, dict(zip(names, [ids[None], *own, *clip], strict=True)))
+        logits.append(found[0])
+    return np.concatenate([t.ravel() for t in clip]), np.concatenate(logits)
+
+
+def _noise(samples: int) -> NDArray[np.float32]:
+    drawn = np.fft.rfft(np.random.default_rng(0).standard_normal(samples))
+    wave = np.fft.irfft(drawn / np.maximum(1, np.arange(len(drawn))), samples)
+    return (0.3 * wave / np.abs(wave).max()).astype(np.float32)
