@@ -18,7 +18,7 @@ from greenllm.bench.models import find_all
 from greenllm.bench.require import decide, parse
 from greenllm.bench.results import METRICS, Results, Row, machine
 from greenllm.bench.session import EFFORTS, Effort, Query, Session
-from greenllm.bench.tasks import public, read_all
+from greenllm.bench.tasks import public, read_all, robust
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
@@ -70,7 +70,9 @@ def bench(
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
         tasks: ``.jsonl`` or ``.csv`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those
             that come with greenllm, see :mod:`greenllm.bench.tasks.suite`.
-        suites: "fairness" (CrowS-Pairs, BBQ) or "safety" (XSTest), from files in ``data`` or else by lm-eval.
+        suites: "fairness" (CrowS-Pairs, BBQ) or "safety" (XSTest), from files in ``data`` or else by lm-eval;
+            "robustness": disturbed copies of ``tasks``, of all kinds or those named: see
+            :mod:`greenllm.bench.tasks.robust`.
         data: the directory of the suites' sets as they are published, or of their directories.
         lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.
         chat: ask tasks in each model's chat template; perplexity is of plain text in any case.
@@ -121,17 +123,23 @@ def bench(
     if energy and isinstance(meter, str):
         meters.choose(meter).close()  # refused here, not after minutes
     limit = tried.items if limit is None else limit
+    wanted, sets = robust.asked(suites)
+    own = read_all(tasks, limit) if tasks or not wanted else robust.own(limit)
+    disturbed = robust.copies(own, wanted)
+    told = progress or Silent()
+    if disturbed:
+        told.note(robust.cost(disturbed))
     asked = Asked(
         effort=tried, query=Query(prompt_tokens, answer_tokens), window=window, corpus=texts.read(text),
         pairs=fidelity.read_pairs(Path(pairs)) if pairs else None,
-        tasks=[*read_all(tasks, limit), *public.files(suites, data, limit)],
-        harness=harness([*lm_eval, *public.harness(suites, data)]), limit=limit, chat=chat, bisect=bisect,
+        tasks=[*own, *public.files(sets, data, limit)], disturbed=disturbed,
+        harness=harness([*lm_eval, *public.harness(sets, data)]), limit=limit, chat=chat, bisect=bisect,
         lengths=check_lengths(lengths), batches=check_batches(batches), loads=tried.loads if loads is None else loads,
         energy=Spent(meter, grid, share) if energy else None,
     )  # fmt: skip
     here = machine()
     threads = threads or here.cores
-    with Session(targets, threads, progress or Silent()) as session:
+    with Session(targets, threads, told) as session:
         session.load()
         found = measure(session, asked)
         results = Results(
@@ -140,7 +148,8 @@ def bench(
             rows=session.rows,
             machine=here,
             versions=versions(),
-            settings={"effort": effort if isinstance(effort, str) else "own", "threads": threads, "batch": 1, **found},
+            settings={"effort": effort if isinstance(effort, str) else "own", "threads": threads, "batch": 1, **found}
+            | ({"robustness": robust.left_out(own, wanted, disturbed)} if wanted else {}),
         )
     payback.fill(results, grid.grams_per_kwh if grid else None)
     results.requirements = decide(results, limits)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm.bench.measurement import Measurement, log_mean
+from greenllm.bench.measurement import Measurement, log_mean, sitting_means
 from greenllm.bench.runners import Batched, Decoder, Info, Runner
 from greenllm.errors import GreenError
 
@@ -116,7 +116,7 @@ class Rounds:
         prompt: tokens of a text; seconds of a clip.
         rounds: the queries of each.
         kind: what is asked about: "text", "image" or "clip".
-        sittings: in which each round was; empty: rounds of one sitting, too few to tell how they hang together.
+        sittings: in which each round was; empty: rounds that stand for themselves.
     """
 
     prompt: float
@@ -128,6 +128,11 @@ class Rounds:
         """One more round."""
         self.rounds.append(queries)
         self.sittings.append(sitting)
+
+    def by_sitting(self, seconds: Callable[[Query], float]) -> list[float]:
+        """Mean of ``seconds`` of the queries of each sitting."""
+        rounds = [sum(map(seconds, r)) / len(r) for r in self.rounds]
+        return sitting_means(rounds, self.sittings)
 
     def first(self) -> list[float]:
         """Mean seconds to the first token (or to the embedding), by round."""
@@ -167,7 +172,7 @@ class Rounds:
         return {f"{name}_quantiles": np.percentile(pooled, range(101)).tolist()} if pooled else {}
 
     def measurements(self) -> dict[str, Measurement]:
-        """Geometric means over rounds; a percentile that rounds are too short for is of all tokens, no interval."""
+        """Geometric means over sittings; a percentile that rounds are too short for is of all tokens, no interval."""
         units = {"prefill": "tokens/s", "decode": "tokens/s", "encode": f"{self.kind}s/s", "real_time": "s/s"}
         found = {
             k: log_mean(v, units.get(k, "ms"), "measured:clock", self.sittings or None)

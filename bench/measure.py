@@ -13,6 +13,7 @@ from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.speed import Speed
 from greenllm.bench.tasks import Task, run
 from greenllm.bench.tasks.items import Prompt
+from greenllm.bench.tasks.robust import Copies, curves
 from greenllm.errors import GreenError
 from greenllm.template import template
 
@@ -40,6 +41,7 @@ class Asked:
     corpus: texts.Text
     pairs: tuple[list[str], list[str], list[float]] | None
     tasks: Sequence[Task]
+    disturbed: Sequence[Copies]
     harness: Harness | None
     limit: int
     chat: bool
@@ -68,29 +70,45 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if asked.loads:
         loads.run(session, asked.loads)
     speed = Speed(session, query, asked.effort)
-    speed.sit()
+    speed.begin()
     if asked.lengths:  # before text is scored, for which some engines load a second graph
         lengths.run(session, asked.corpus, asked.lengths)
     if asked.batches:
         batches.run(session, query.answer, asked.effort, asked.batches)
-    spent = _energy(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else {}
-    if encoders:
-        chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
-        phases.embed(session, chosen, query.prompt, asked.pairs)
-    elif sense:
-        words |= sense.quality(session, asked.tasks, asked.effort.sentences)
-        run(session, asked.tasks)
-    else:
-        phases.score(session)
-        run(session, asked.tasks, chat=asked.chat)
-        if asked.harness:
-            asked.harness(session, asked.limit, asked.chat)
+    speed.between()
+    spent = _spend(session, query, asked.effort, asked.energy, loads=asked.loads > 0) if asked.energy else None
+    speed.between()
+    words |= _quality(session, asked, query, speed, sense)
     if asked.bisect:
         bisect.run(session)
-    speed.sit()
+    speed.end()
+    if spent:
+        spent.tell()
     compare.ratios(session)
     words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
-    return {**words, "chat": asked.chat, **speed.said(), **spent}
+    return {**words, "chat": asked.chat, **speed.said(), **(_power(spent, asked.effort) if spent else {})}
+
+
+def _quality(
+    session: Session, asked: Asked, query: Query, speed: Speed, sense: ModuleType | None
+) -> dict[str, Any]:  # fmt: skip
+    """Text, images or clips against the baseline, then all tasks; what is to be said of it."""
+    words: dict[str, Any] = {}
+    if sense:
+        words = sense.quality(session, asked.tasks, asked.effort.sentences)
+    elif query.answer:
+        phases.score(session)
+    else:
+        chosen = texts.sentences(asked.corpus.text, asked.effort.sentences)
+        phases.embed(session, chosen, query.prompt, asked.pairs)
+    for task in [*asked.tasks, *(t for c in asked.disturbed for t in c.tasks)]:
+        speed.between()
+        run(session, task, chat=asked.chat)
+    curves.fill(session.rows, asked.disturbed)
+    if asked.harness:
+        speed.between()
+        asked.harness(session, asked.limit, asked.chat)
+    return words
 
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
@@ -100,7 +118,8 @@ def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
         sense.check(session, asked.tasks, others=others, batches=bool(asked.batches))
     if encoders and (asked.tasks or asked.harness or asked.lengths):
         raise GreenError(
-            "Tasks and lengths ask text generators; these are encoders.", "Leave out --task, --lm-eval and --length."
+            "Tasks and lengths ask text generators; these are encoders.",
+            "Leave out --task, --suite, --lm-eval and --length.",
         )
     for who in session.live if asked.lengths else ():
         texts.Tokens(who.info.directory).prompt(asked.corpus.text, max(asked.lengths))  # refuses a text too short
@@ -127,14 +146,18 @@ def harness(names: Sequence[str]) -> Harness | None:
     return lambda session, limit, chat: lmeval.run(session, found, limit, chat=chat)
 
 
-def _energy(session: Session, query: Query, effort: Effort, asked: Spent, *, loads: bool) -> dict[str, str | float]:
+def _spend(session: Session, query: Query, effort: Effort, asked: Spent, *, loads: bool) -> spend.Spending:
     used = meters.choose(asked.meter) if asked.meter is None or isinstance(asked.meter, str) else asked.meter
-    grid, share = asked.grid, asked.share
     try:
-        idle = spend.run(session, query, effort, used, grid, share, loads=loads)
+        return spend.run(session, query, effort, used, asked.grid, asked.share, loads=loads)
     finally:
         if used is not asked.meter:
             used.close()
+
+
+def _power(spent: spend.Spending, effort: Effort) -> dict[str, str | float]:
+    """What the report must name of the meter, the idle machine, the grid and the making of the machine."""
+    used, idle, grid, share = spent.meter, spent.idle, spent.grid, spent.share
     found: dict[str, str | float] = {
         "meter": used.method,
         "meter_covers": used.covers,

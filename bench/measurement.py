@@ -66,45 +66,25 @@ def t_interval(samples: Sequence[float]) -> Interval | None:
     return mean - half, mean + half
 
 
-def drift_interval(samples: Sequence[float], sittings: Sequence[int]) -> Interval | None:
-    """95 % interval of the mean of a series in time that was measured in one sitting or more.
+def sitting_means(samples: Sequence[float], sittings: Sequence[int]) -> list[float]:
+    """Mean of each sitting's samples, in order of time: batch means, of which an interval is made.
 
-    Student's t with the effective number of samples, n (1 - r) / (1 + r), where r is the correlation of a sample with
-    the one before in its sitting (Zieba, 2010, "Effective number of observations and unbiased estimators of variance
-    for autocorrelated data", Metrology and Measurement Systems 17). Half of what the sittings' means differ by, which
-    no sitting knows of itself, is added in quadrature.
-
-    Args:
-        samples: in order of time.
-        sittings: the sitting of each.
+    Samples close in time are alike, and know nothing of what a machine does over minutes; means of batches apart are
+    nearly independent (Law & Kelton, "Simulation Modeling and Analysis", section 9.5.3).
     """
-    from scipy import stats
-
     x, where = np.asarray(samples, dtype=np.float64), np.asarray(sittings)
-    names = np.unique(where)
-    if x.size < len(names) + 1:
-        return None
-    means = [float(x[where == s].mean()) for s in names]
-    rest = [x[where == s] - m for s, m in zip(names, means, strict=True)]
-    squares = sum(float(r @ r) for r in rest)
-    freedom = x.size - len(names)
-    r = max(0.0, sum(float(e[1:] @ e[:-1]) for e in rest) / squares) if squares else 0.0
-    effective = max(len(names) + 1.0, x.size * (1 - r) / (1 + r))
-    half = float(stats.t.ppf(0.975, effective - len(names))) * math.sqrt(squares / freedom / effective)
-    half = math.hypot(half, (max(means) - min(means)) / 2)
-    mean = float(x.mean())
-    return mean - half, mean + half
+    return [float(x[where == s].mean()) for s in np.unique(where)]
 
 
 def log_mean(samples: Sequence[float], unit: str, method: str, sittings: Sequence[int] | None = None) -> Measurement:
     """Geometric mean of positive samples; the interval is Student's t on their logarithms.
 
-    With ``sittings`` they are a series in time, see :func:`drift_interval`.
+    With ``sittings``, that of each sample, it is of the means of these: ``n`` is how many there were.
     """
-    logs = np.log(np.asarray(samples, dtype=np.float64))
-    ci = t_interval(logs.tolist()) if sittings is None else drift_interval(logs.tolist(), sittings)
-    value = math.exp(float(logs.mean()))
-    return Measurement(value=value, unit=unit, n=logs.size, ci95=_exp(ci, value), method=method)
+    logs = np.log(np.asarray(samples, dtype=np.float64)).tolist()
+    means = logs if sittings is None else sitting_means(logs, sittings)
+    value = math.exp(sum(means) / len(means))
+    return Measurement(value=value, unit=unit, n=len(means), ci95=_exp(t_interval(means), value), method=method)
 
 
 def log_ratio(

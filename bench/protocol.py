@@ -46,13 +46,14 @@ def methods(results: Results) -> dict[str, str]:
         found["Fidelity"] = _tokens() if results.has("kl") else _images(s) if "images" in s else _sentences(s)
     if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
         found["Tasks"] = _pictures() if "images" in s else tell.methods(tasks, chat=bool(s.get("chat")))
+    if "robustness" in s:
+        found["Robustness"] = tell.robustness()
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
-        f"all alike; in two sittings, before everything else and after it. It ended {s['rounds']}. Speeds are "
-        "geometric means over rounds; the interval is Student's t on the effective number of rounds (neighbours are "
-        "alike), and half of what the sittings differ by: it holds what the machine did meanwhile, not what it does on "
-        "another day. Ratios are paired round by round. A percentile of single tokens or texts is taken in each round; "
-        "where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
+        f"all alike; in sittings spread over the bench. It ended {s['rounds']}. Speeds are geometric means over "
+        "sittings, and the interval is Student's t on their means: it holds what the machine did meanwhile, not what "
+        "it does on another day. Ratios are paired round by round. A percentile of single tokens or texts is taken in "
+        "each round; where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
     )
     if any(row.batches for row in results.rows):
         found["Batches"] = _batches()
@@ -147,7 +148,8 @@ def _energy(s: dict[str, Any]) -> str:
         f"Windows of {s['energy_window_s']:.0f} s or more of queries back to back, between two idle windows of the "
         f"same length with all models loaded: {s['idle_w']:.2f} W before, {s['idle_after_w']:.2f} W after. Gross is "
         "everything the meter counts while a query runs; net is less the idle power, taken on the line between the "
-        "two. The interval holds the scatter of power and of query times, the meter's lag, and half the drift of idle."
+        "two. The interval holds the scatter of power and of query times, the meter's lag, half the drift of idle, and "
+        "how the sittings of the speed differ; where watts are estimated, the time of a query is the mean over these."
         + phases
     )
 
@@ -202,7 +204,7 @@ def caveats(results: Results) -> list[str]:
         )
     if str(settings.get("text", "")).startswith("pydoc_data") and results.has("perplexity"):
         found.append("The built-in text compares models with each other; published perplexities are on other texts.")
-    found += tell.caveats(results)
+    found += [*tell.caveats(results), *settings.get("robustness", [])]
     for row in results.rows:
         noise = [METRICS[m].label for m in row.ratios if m in METRICS and row.verdict(m) == "undecided"]
         if noise:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from greenllm.bench.measurement import Measurement
 from greenllm.bench.report.words import interval, number
 from greenllm.bench.results import METRICS, Outcome, Requirement, Results, Row, Score
+from greenllm.bench.tasks.robust import NAMES
 from greenllm.errors import GreenError
 
 _SCORES = {  # of tasks, by requirement; each is decided task by task
@@ -23,7 +24,8 @@ _SCORES = {  # of tasks, by requirement; each is decided task by task
 }  # fmt: skip
 ACCURACY = "accuracy"  # the main score of tasks whose main one is none of these
 _NO_ACCURACY = {"likelihood_diff", *(s for names in _SCORES.values() for s in names)}
-_POINTS = (ACCURACY, *_SCORES)
+ROBUSTNESS = "robustness"  # what is kept of the score: the mean of all kinds, or with _KIND of that kind
+_POINTS = (ACCURACY, *_SCORES, ROBUSTNESS, *(f"{ROBUSTNESS}_{kind}" for kind in NAMES))
 _LOWER = {"wer", "bias", "over_refusal", "gap"}
 _SHORT = {
     "ppl": "perplexity", "gco2e": "carbon_gross", "energy": "energy_gross", "size": "disk", "bits": "bits_per_weight",
@@ -112,6 +114,11 @@ def _scores(metric: str, row: Row) -> Iterator[tuple[str, Score]]:
         main = next(iter(task.scores))
         if metric == ACCURACY and main not in _NO_ACCURACY:
             yield name, task.main
+        if metric.startswith(ROBUSTNESS):
+            kind = metric.removeprefix(ROBUSTNESS).removeprefix("_")
+            kept = task.kept if not kind else task.curves[kind].kept if kind in task.curves else None
+            if kept:
+                yield name, kept
         mine = [kind for kind in _SCORES.get(metric, ()) if kind in task.scores]
         for kind in mine:
             yield f"{name}, {kind}" if len(mine) > 1 else name, task.scores[kind]

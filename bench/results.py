@@ -40,7 +40,7 @@ METRICS: dict[str, Metric] = {
     "token_p95": Metric("Per token, p95", "Speed", "lower"),
     "token_p99": Metric("Per token, p99", "Speed", "lower"),
     "bandwidth": Metric("Weights read while decoding", "Speed", "higher"),
-    "real_time": Metric("Real-time factor: seconds for one of speech", "Speed", "lower"),
+    "real_time": Metric("Real-time factor", "Speed", "lower"),
     "encode": Metric("Encode", "Speed", "higher"),
     "text_p50": Metric("Per text, p50", "Speed", "lower"),
     "text_p95": Metric("Per text, p95", "Speed", "lower"),
@@ -133,11 +133,25 @@ class Score(_Strict):
     against: Paired | None = None
 
 
+class Curve(_Strict):
+    """A task's score of the same items against the strength of a disturbance, the first 0, and how much is ``kept``.
+
+    ``strengths`` are percents (of other prompts: numbers of wordings), ``labels`` the same for people.
+    """
+
+    words: str
+    strengths: list[float]
+    labels: list[str]
+    scores: list[Score]
+    kept: Score | None = None
+
+
 class TaskResult(_Strict):
     """How a model did on a task; ``total`` is how many items it has, ``chance`` the share that guessing gets right.
 
     ``scores`` go by lm-eval's names ("acc", "acc_norm", "exact_match"); the first is the task's main one. Of a subgroup
     they are called "acc: group". ``flipped`` counts the answers that differ from the baseline's; ``flips`` are some.
+    ``curves`` go by the kind of disturbance; ``kept`` is the mean of theirs.
     """
 
     total: int
@@ -146,6 +160,8 @@ class TaskResult(_Strict):
     note: str = ""
     flipped: int = 0
     flips: list[Flip] = Field(default_factory=list)
+    curves: dict[str, Curve] = Field(default_factory=dict)
+    kept: Score | None = None
 
     @property
     def main(self) -> Score:

@@ -31,9 +31,9 @@ class Effort:
         windows: windows of text to score.
         sentences: sentences to embed, for an encoder.
         items: of each task, evenly spread; 0 for all.
-        rounds: rounds of queries, at least, unless the time is up.
+        sittings: over which rounds of queries are spread, at least.
         width: relative half-width at which an interval is narrow enough.
-        seconds: for the rounds of all models together.
+        seconds: for the rounds of all models together; half of them where the intervals are narrow by then.
         turn: least seconds of one round of one model.
         energy: seconds of an energy window, where the meter asks for no more.
         loads: rounds of a cold and a warm load.
@@ -42,7 +42,7 @@ class Effort:
     windows: int = 16
     sentences: int = 64
     items: int = 200
-    rounds: int = 5
+    sittings: int = 5
     width: float = 0.05
     seconds: float = 45.0
     turn: float = 0.5
@@ -53,7 +53,7 @@ class Effort:
 EFFORTS = {
     "quick": Effort(),
     "full": Effort(
-        windows=100, sentences=256, items=0, rounds=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0, loads=5
+        windows=100, sentences=256, items=0, sittings=10, width=0.02, seconds=300.0, turn=1.0, energy=60.0, loads=5
     ),
 }
 

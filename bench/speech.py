@@ -73,6 +73,7 @@ def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]
         who.rounds = latency.Rounds(seconds, kind="clip")
     answer = _written(session, audio.most_tokens(clip))
     words = f"the clip {name} ({seconds:.1f} s) is heard and exactly {answer} tokens are written, greedy"
+    words += "; the real-time factor is seconds taken over seconds heard"
     said = {"clip_s": round(seconds, 3), "answer_tokens": answer, "query": words}
     return Query(0, answer), said | {"text": ", ".join(t.name for t in tasks)}
 

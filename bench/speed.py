@@ -1,7 +1,8 @@
-"""How fast the models are: rounds of queries in turns, in two sittings, at the beginning of a bench and at its end.
+"""How fast the models are: rounds of queries in turns, in sittings that are spread over the bench.
 
-A machine drifts over minutes (other guests, heat, frequency), which rounds close to each other do not show: of figures
-of one sitting, most lie outside the interval of the next run's. See :mod:`greenllm.bench.repeats`.
+A machine drifts over seconds and minutes (other guests, heat, frequency), which rounds close to each other do not show:
+of figures of one sitting, most lie outside the interval of the next run's. The means of sittings apart are what an
+interval is made of. See :mod:`greenllm.bench.measurement` and :mod:`greenllm.bench.repeats`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from greenllm.bench.measurement import Measurement
 from greenllm.bench.session import Contender, Effort, Query, Session
 
 _WARM_UP = 8  # tokens; enough to page everything in
-_SITTINGS = 2
-_LEAST = 3  # rounds that give an interval worth the name
-_PATIENCE = 3  # times the rounds that are needed: after so many, or twice the time, disturbed ones count
+_APART = 10.0  # seconds from the end of a sitting to the next, unless nothing else is left to do
+_PATIENCE = 3  # turns, or two and twice the time, before disturbed ones count
 
 Turn = list[tuple[Contender, list[latency.Query]]]
 
@@ -30,7 +30,7 @@ class Speed:
     Args:
         session: the models.
         query: what is asked in each round.
-        effort: how long; a sitting has its share of rounds and seconds.
+        effort: how long; a sitting has its share of half of the seconds.
     """
 
     session: Session
@@ -38,57 +38,81 @@ class Speed:
     effort: Effort
     _sat: int = 0
     _read: float = 0.0
+    _ended: float = 0.0
+    _took: float = 0.0
     _watch: Watch = field(default_factory=Watch)
     _counted: int = 0
 
-    def sit(self) -> None:
-        """Rounds until the intervals are narrow or the time is up; each model's figures, so far."""
-        self._sat += 1
-        seconds = self.effort.seconds / _SITTINGS
-        self.session.progress.stage(f"speed, {self._sat} of {_SITTINGS}", seconds)
-        self._read = self._read or read_bandwidth(self.session.threads)
+    def begin(self) -> None:
+        """The first sitting, and how much memory each model takes."""
+        self._read = read_bandwidth(self.session.threads)
         for who in list(self.session.live):
             with self.session.watching(who, "warm-up"):
                 who.model.call("queries", who.prompt, min(self.query.answer, _WARM_UP), 0.0)
+        self._sit()
+        for who in list(self.session.live):  # before text is scored, for which some engines load a second graph
+            with self.session.watching(who, "memory"):
+                _memory(who)
+
+    def between(self) -> None:
+        """Another sitting, where the last is some time ago and seconds are left."""
+        if time.monotonic() - self._ended > _APART and self._took < self.effort.seconds:
+            self._sit()
+
+    def end(self) -> None:
+        """Sittings until there are enough of them and the intervals are narrow, or the time is up; all figures."""
+        while self.session.live and (
+            self._sat < self.effort.sittings or (not self._narrow() and self._took < self.effort.seconds)
+        ):
+            self._sit()
+        self._tell()
+
+    def _sit(self) -> None:
+        self._sat += 1
+        seconds, begin = self.effort.seconds / 2 / self.effort.sittings, time.monotonic()
+        self.session.progress.stage(f"speed, sitting {self._sat}", seconds)
         for who, queries in (pair for turn in self._turns(seconds) for pair in turn):
             who.rounds.add(queries, self._sat)
-        for who in list(self.session.live):
+        self._ended = time.monotonic()
+        self._took += self._ended - begin
+        self._tell()
+
+    def _tell(self) -> None:
+        """Each model's figures so far: one that dies later keeps them."""
+        for who in self.session.live:
             who.row.measurements |= who.rounds.measurements()
             who.row.samples |= who.rounds.samples() | who.rounds.quantiles()
             _bandwidth(who, self._read)
-            if self._sat == 1:  # before text is scored, for which some engines load a second graph
-                with self.session.watching(who, "memory"):
-                    _memory(who)
+
+    def _narrow(self) -> bool:
+        return all(c.rounds.narrow(self.effort.width) for c in self.session.live)
 
     def said(self) -> dict[str, str | float]:
         """What the report must name: how it ended, what was dropped, the machine's memory, the bench's own part."""
-        wide = "" if all(c.rounds.narrow(self.effort.width) for c in self.session.live) else "not "
         count = max((len(c.rounds.rounds) for c in self.session.live), default=0)
-        why = f"after {count} rounds; {wide}every interval was within ±{self.effort.width:.0%}"
+        wide = "" if self._narrow() else "not "
+        why = f"after {self._sat} sittings, {count} rounds; {wide}every interval was within ±{self.effort.width:.0%}"
         found: dict[str, str | float] = {"rounds": why}
         if words := self._watch.words(self._counted):
             found["disturbed"] = words
         return found | {"read_gb_s": round(self._read / 1e9, 2), "harness_us": round(latency.overhead() * 1e6, 3)}
 
     def _turns(self, seconds: float) -> list[Turn]:
-        """Turns of one sitting that count: those that nothing disturbed, or all where hardly any other came."""
-        least = max(2, -(-self.effort.rounds // _SITTINGS))
+        """Turns of one sitting that count: those that nothing disturbed, or all where there is no other."""
         begin = told = time.monotonic()
         calm, every = list[Turn](), list[Turn]()
         self._watch.begin()
         while True:
-            every.append(self._turn(order=1 if len(every) % 2 else -1))  # there and back: nobody always follows
+            every.append(self._turn(order=1 if (self._sat + len(every)) % 2 else -1))  # nobody always follows
             if not self._watch.disturbed():
                 calm.append(every[-1])
             now = time.monotonic()
             self.session.progress.advance(now - told)
             told, left = now, seconds - (now - begin)
-            if not self.session.live:
-                return every
-            if len(calm) >= (min(least, _LEAST) if left <= 0 else least) and (left <= 0 or self._narrow(calm)):
-                return calm
-            if left <= 0 and len(every) >= (least if left <= -seconds else _PATIENCE * least):
-                self._counted += len(every) - len(calm)
+            if not self.session.live or (left <= 0 and calm):
+                return calm or every
+            if left <= 0 and (len(every) >= _PATIENCE or (left <= -seconds and len(every) > 1)):
+                self._counted += len(every)
                 return every
 
     def _turn(self, order: int) -> Turn:
@@ -98,16 +122,6 @@ class Speed:
             with self.session.watching(who, "speed"):
                 found.append((who, who.model.call("queries", who.prompt, self.query.answer, self.effort.turn)))
         return found
-
-    def _narrow(self, turns: list[Turn]) -> bool:
-        """Whether these turns alone give every model's speed to within the wanted width."""
-        for who in self.session.live:
-            rounds = latency.Rounds(who.rounds.prompt, kind=who.rounds.kind)
-            for queries in (q for turn in turns for w, q in turn if w is who):
-                rounds.add(queries, 1)
-            if not rounds.narrow(self.effort.width):
-                return False
-        return True
 
 
 def _bandwidth(who: Contender, read: float) -> None:

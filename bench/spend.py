@@ -12,6 +12,31 @@ from greenllm.bench.session import Contender, Effort, Query, Session
 
 
 @dataclass(frozen=True)
+class Spending:
+    """What was counted, and all that makes figures of it."""
+
+    idle: meters.Idle
+    worked: list[tuple[Contender, dict[str, Part]]]
+    query: Query
+    meter: meters.Meter
+    grid: meters.Grid | None
+    share: meters.Embodied | None
+
+    def tell(self) -> None:
+        """Fill in each row: how long a query takes is known from all sittings until now."""
+        for who, parts in self.worked:
+            if "query" not in parts:
+                continue
+            who.row.samples["query_seconds"] = parts["query"].seconds
+            who.row.measurements |= _figures(who, parts, self.idle, self.meter, self.query)
+            if self.grid:
+                took = bootstrap(parts["query"].seconds, "s", "measured:clock")
+                gross, net = (who.row.measurements[f"energy_{x}"] for x in ("gross", "net"))
+                tokens = self.query.answer or self.query.prompt
+                who.row.measurements |= meters.carbon(gross, net, took, self.grid, self.share, tokens)
+
+
+@dataclass(frozen=True)
 class Part:
     """A window of one kind of work, and how long each piece of it took."""
 
@@ -22,7 +47,7 @@ class Part:
 def run(
     session: Session, query: Query, effort: Effort, meter: meters.Meter, grid: meters.Grid | None,
     share: meters.Embodied | None, *, loads: bool,
-) -> meters.Idle:  # fmt: skip
+) -> Spending:  # fmt: skip
     """Windows of queries, of prompts alone and (with ``loads``) of starts for each model, all of them loaded."""
     seconds = max(effort.energy, meters.shortest(meter))
     each = 1 + (query.answer > 0) + loads
@@ -40,15 +65,9 @@ def run(
         worked.append((who, parts))
         session.progress.advance(seconds * each)
     idle = meters.Idle(before, _rest(session, meter, seconds))
-    for who, parts in worked:
-        if "query" in parts:
-            who.row.samples["query_seconds"] = parts["query"].seconds
-            who.row.measurements |= _figures(who, parts, idle, meter, query)
-            if grid:
-                took = bootstrap(parts["query"].seconds, "s", "measured:clock")
-                gross, net = (who.row.measurements[f"energy_{x}"] for x in ("gross", "net"))
-                who.row.measurements |= meters.carbon(gross, net, took, grid, share, query.answer or query.prompt)
-    return idle
+    found = Spending(idle, worked, query, meter, grid, share)
+    found.tell()
+    return found
 
 
 def _figures(
@@ -56,14 +75,13 @@ def _figures(
 ) -> dict[str, Measurement]:
     """Joules of a query, and of what it is made of."""
 
-    def spent(name: str, others: list[float]) -> tuple[Measurement, Measurement]:
-        return meters.per_query(parts[name].window, idle, parts[name].seconds, others, meter)
+    def spent(name: str, sittings: list[float]) -> tuple[Measurement, Measurement]:
+        return meters.per_query(parts[name].window, idle, parts[name].seconds, sittings, meter)
 
-    asked = [q for r in who.rounds.rounds for q in r]
-    gross, net = spent("query", [q.seconds for q in asked])
+    gross, net = spent("query", who.rounds.by_sitting(lambda q: q.seconds))
     found = {"energy_gross": gross, "energy_net": net}
     if "prefill" in parts:
-        first = spent("prefill", [q.first for q in asked])[0]
+        first = spent("prefill", who.rounds.by_sitting(lambda q: q.first))[0]
         clip = who.rounds.kind == "clip"
         amount, unit, asks = (
             (1, "clip", "one clip") if clip else (len(who.prompt), "token", f"{len(who.prompt)} tokens")

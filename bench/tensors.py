@@ -60,7 +60,12 @@ def _onnx(directory: Path) -> Iterator[tuple[str, int]]:
     import onnx
 
     for file in sorted(directory.glob("*.onnx")):
+        seen = set()
         for tensor in onnx.load(str(file), load_external_data=False).graph.initializer:
+            where = tuple(e.value for e in tensor.external_data)
+            if where and where in seen:  # another name for the same data
+                continue
+            seen.add(where)
             small = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
             bits = small.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
             yield tensor.name, math.ceil(math.prod(tensor.dims) * bits / 8)

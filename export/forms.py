@@ -105,7 +105,7 @@ class Qdq:
     """
 
     def __init__(self, writer: Writer, name: str, packed: Packed, *, columns: bool) -> None:
-        self.name, self.columns = name, columns
+        self.name, self.columns, self.writer = name, columns, writer
         self.bits = 8 if packed.bits == 8 else 4  # noqa: PLR2004 - the two containers
         codes, scales, zeros, self.block = blocks(packed, self.bits)
         if packed.symmetric:
@@ -116,6 +116,7 @@ class Qdq:
         self.zeros = [] if packed.symmetric else [self._add(writer, f"{name}.zeros", zeros, kind)]
         self._wide = TensorProto.INT8 if packed.symmetric else TensorProto.UINT8
         self._nodes = [_widen(name, self.scales)]
+        self._sources: list[str] = []
 
     def matmul(self, x: str, out: str) -> list[NodeProto]:
         """See :class:`Stored`."""
@@ -128,21 +129,33 @@ class Qdq:
         ]
 
     def gather(self, indices: str, out: str, rank: int) -> list[NodeProto]:
-        """See :class:`Stored`: take codes, scales and zero points first, dequantize what was taken."""
-        nodes = self._once()
-        taken = []
-        for i, source in enumerate([self.weight, f"{self.name}.scales32", *self.zeros]):
-            wide = source
-            if self.bits == 4 and i != 1:  # noqa: PLR2004 - no runtime gathers 4-bit codes; the Cast is done at load
-                wide = f"{source}.wide"
-                nodes.append(helper.make_node("Cast", [source], [wide], wide, to=self._wide))
+        """See :class:`Stored`: take codes, scales and zero points first, dequantize what was taken.
+
+        A matrix that is a MatMul's too is read under names of its own: ONNX Runtime fuses a MatMul with its
+        DequantizeLinear only where nothing else reads them, and else unpacks all of it at each token.
+        """
+        nodes, taken = self._unpacked(), []
+        for i, source in enumerate(self._sources):
             taken.append(f"{out}.{i}")
-            nodes.append(helper.make_node("Gather", [wide, indices], [taken[-1]], taken[-1], axis=int(self.columns)))
+            nodes.append(helper.make_node("Gather", [source, indices], [taken[-1]], taken[-1], axis=int(self.columns)))
         axis = 0 if self.columns else rank
         target = f"{out}.columns" if self.columns else out
         nodes.append(helper.make_node("DequantizeLinear", taken, [target], target, axis=axis, block_size=self.block))
         if self.columns:
             nodes.append(helper.make_node("Transpose", [target], [out], out, perm=[*range(1, rank + 1), 0]))
+        return nodes
+
+    def _unpacked(self) -> list[NodeProto]:
+        """What makes codes and scales such as a Gather takes; once. The runtime does it when it loads."""
+        if self._sources:
+            return []
+        nodes = []
+        for i, source in enumerate([self.weight, self.scales, *self.zeros]):
+            self._sources.append(self.writer.again(source) if self.columns else source)
+            if self.bits == 4 or i == 1:  # noqa: PLR2004 - no runtime gathers 4-bit codes
+                own, kind = self._sources[-1], TensorProto.FLOAT if i == 1 else self._wide
+                self._sources[-1] = f"{own}.wide"
+                nodes.append(helper.make_node("Cast", [own], [f"{own}.wide"], f"{own}.wide", to=kind))
         return nodes
 
     def _add(self, writer: Writer, name: str, values: NDArray[np.uint8], kind: int) -> str:

@@ -91,6 +91,14 @@ class Writer:
         self._store(tensor, np.ascontiguousarray(values))
         return name
 
+    def again(self, name: str) -> str:
+        """The data of an initializer under another name; they lie in the file once."""
+        tensor = TensorProto()
+        tensor.CopyFrom(next(t for t in self.tensors if t.name == name))
+        tensor.name = f"{name}.again"
+        self.tensors.append(tensor)
+        return tensor.name
+
     def copy(self, source: Weights, name: str) -> None:
         """Append an initializer of another graph as it is."""
         old = source.by_name[name]

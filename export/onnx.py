@@ -39,8 +39,9 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     """Make a directory with ``model.onnx``, its data, configuration and tokenizer.
 
     The quantized matrices are standard ``DequantizeLinear`` (see :mod:`greenllm.export.forms`), so that other
-    runtimes read them; ONNX Runtime fuses them when it loads. Where the checkpoint or the target wants integer
-    inputs, see :mod:`greenllm.export.int8`.
+    runtimes read them; ONNX Runtime fuses most when it loads. Where the target has ONNX Runtime's operators, encoders
+    and transcribers take these: it would unpack a whole head that is tied to the embedding at each token. Where the
+    checkpoint or the target wants integer inputs, see :mod:`greenllm.export.int8`.
 
     Args:
         checkpoint: dense or packed.
@@ -62,14 +63,15 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     progress.stage("exporting the graph", 1)
     path = (work if checkpoint.quantized else out) / GRAPH
     path.parent.mkdir(parents=True, exist_ok=True)
-    paths = export_graph(checkpoint, path, fused=target.operators == "onnxruntime" and checkpoint.task != GENERATION)
+    own = target.operators == "onnxruntime" and checkpoint.task != GENERATION
+    paths = export_graph(checkpoint, path, fused=own)
     progress.advance()
     if not checkpoint.quantized:
         return None
     progress.stage("packing the weights", len(paths))
     return join(
         quantize_graph(
-            p, out / p.name, checkpoint, form="qdq", accuracy_level=target.accuracy_level,
+            p, out / p.name, checkpoint, form="nbits" if own else "qdq", accuracy_level=target.accuracy_level,
             inputs=integer_inputs(checkpoint, target), progress=progress, alone=len(paths) == 1,
         ) for p in paths
     )  # fmt: skip

@@ -103,11 +103,13 @@ def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[st
     got = speech.in_graphs(_session(path, ENCODER), _session(path), heard)
     if any(g.shape != w.shape or not np.isfinite(g).all() for g, w in zip(got, want, strict=True)):
         raise GreenError("The exported graphs give other shapes than torch, or NaN.")
+    relative = float(np.abs(got[0] - want[0]).max() / np.abs(want[0]).max())
+    likeness = _likeness(want[1], got[1])
     found = {
         "against": "torch fp32", "input": "noise that falls as 1/f, as in speech; random tokens", "tokens": len(heard),
-        "max_relative_error": float(np.abs(got[0] - want[0]).max() / np.abs(want[0]).max()),
-    } | _likeness(want[1], got[1])  # fmt: skip
-    if found["max_relative_error"] > _RELATIVE[arithmetic] or found["kl_divergence"] > _LIMITS[arithmetic]:
+        "max_relative_error": relative,
+    } | likeness  # fmt: skip
+    if relative > _RELATIVE[arithmetic] or likeness["kl_divergence"] > _LIMITS[arithmetic]:
         raise _departs("onnx", found)
     return found
 

@@ -32,7 +32,8 @@ def loss_of(done: Artifact) -> float | None:
     to the source's, for a transcriber the source's right words over its own.
     """
     first, *_, row = results_of(done).rows
-    if heard := [(_right(first.tasks[n]), _right(t)) for n, t in row.tasks.items() if "wer" in t.scores]:
+    both = [(first.tasks[n], t) for n, t in row.tasks.items() if "wer" in t.scores and n in first.tasks]
+    if heard := [(_right(before), _right(after)) for before, after in both]:
         return max(before / after for before, after in heard)
     if "perplexity" in row.ratios:
         return row.ratios["perplexity"].value

@@ -167,7 +167,7 @@ def test_the_curve_may_say_that_nothing_helps():
 
 
 def test_bench_takes_the_adapter_beside_its_base(made, four, few, tmp_path):
-    brief = Effort(windows=1, sentences=2, rounds=2, seconds=0.5, turn=0.01)
+    brief = Effort(windows=1, sentences=2, sittings=2, seconds=0.5, turn=0.01)
     results = greenllm.bench(
         [four, made.path], effort=brief, tasks=[few], energy=False, window=64, prompt_tokens=8, answer_tokens=4
     )

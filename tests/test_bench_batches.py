@@ -16,7 +16,7 @@ from greenllm.bench.latency import Query, Rounds
 from greenllm.bench.runners import loader
 from greenllm.errors import GreenError
 
-LEAST = Effort(windows=2, sentences=10, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+LEAST = Effort(windows=2, sentences=10, sittings=2, width=0.9, seconds=0.1, turn=0.01)
 QUICK = {"effort": LEAST, "energy": False, "prompt_tokens": 8, "answer_tokens": 4, "window": 32, "threads": 1}
 PROMPTS = [[5, 9, 60, 33, 7], [44, 2, 8, 19, 101], [5, 9, 60, 33, 8]]
 

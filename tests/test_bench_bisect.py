@@ -14,7 +14,7 @@ from greenllm.bench import Effort
 from greenllm.bench.bisect import departs, errors
 from greenllm.errors import GreenError
 
-LEAST = Effort(windows=2, sentences=10, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+LEAST = Effort(windows=2, sentences=10, sittings=2, width=0.9, seconds=0.1, turn=0.01)
 QUICK = {"effort": LEAST, "energy": False, "prompt_tokens": 16, "answer_tokens": 4, "window": 64, "bisect": True}
 
 

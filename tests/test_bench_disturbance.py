@@ -84,7 +84,7 @@ def test_a_bench_on_a_machine_that_sleeps(tmp_path, monkeypatch, asleep):
         return State(100.0 * min(len(calls), asleep + 1), 0)
 
     monkeypatch.setattr(disturbance, "now", fake)
-    least = Effort(windows=2, rounds=3, width=0.9, seconds=0.2, turn=0.01)
+    least = Effort(windows=2, sittings=3, width=0.9, seconds=2.0, turn=0.01)
     found = greenllm.bench([make_llama(tmp_path / "m", vocab=300)], effort=least, energy=False, prompt_tokens=8,
                            answer_tokens=4, window=64)  # fmt: skip
     assert len(found.rows[0].samples["decode"]) >= 3

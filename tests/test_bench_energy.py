@@ -69,6 +69,23 @@ def test_interval_of_energy_per_query_covers_the_truth():
     assert hits >= 90
 
 
+def test_what_sittings_differ_by_is_in_the_interval_of_a_window():
+    """A window of queries of 3 s, at 50 W that do not scatter, while sittings took 2.7 to 3.3 s."""
+    window, rest = energy.Window(30.0, 1500.0, [50.0] * 30), energy.Window(30.0, 600.0, [20.0] * 30)
+    sittings, idle = [2.7, 2.9, 2.8, 3.1, 3.3], energy.Idle(rest, rest)
+    measured, _ = energy.per_query(window, idle, [3.0] * 10, sittings, FakeMeter(0))
+    assert measured.value == pytest.approx(150)
+    assert (measured.ci95[1] - 150) / 150 == pytest.approx(
+        2.776 * np.std(sittings, ddof=1) / np.mean(sittings), rel=1e-3
+    )
+    guess = FakeMeter(0)
+    guess.method = "estimated:fake"
+    estimated, _ = energy.per_query(window, idle, [3.0] * 10, sittings, guess)
+    times = [3.0, *sittings]
+    assert estimated.value == pytest.approx(50 * np.mean(times))
+    assert estimated.ci95[1] - estimated.value == pytest.approx(50 * 2.571 * np.std(times, ddof=1) / 6**0.5, rel=1e-3)
+
+
 def test_one_reading_has_no_interval():
     window = energy.Window(1.0, 10.0, [10.0])
     gross, net = energy.per_query(window, energy.Idle(window, window), [1.0], [], FakeMeter(0))

@@ -29,7 +29,7 @@ from greenllm.cli import app
 from greenllm.errors import GreenError
 from greenllm.progress import Silent
 
-QUICK = {"effort": Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01), "energy": False,
+QUICK = {"effort": Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01), "energy": False,
          "prompt_tokens": 8, "answer_tokens": 4, "window": 64}  # fmt: skip
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 

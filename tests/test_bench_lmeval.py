@@ -15,7 +15,7 @@ from greenllm.cli import app
 from greenllm.errors import GreenError
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-LEAST = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+LEAST = Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01)
 QUICK = {"effort": LEAST, "energy": False, "prompt_tokens": 8, "answer_tokens": 4, "window": 64}
 
 

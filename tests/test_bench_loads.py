@@ -13,7 +13,7 @@ import greenllm
 from greenllm.bench import Effort, cold
 
 onnx = pytest.importorskip("onnx")
-LEAST = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01, energy=0.1)
+LEAST = Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01, energy=0.1)
 QUICK = {"effort": LEAST, "energy": False, "prompt_tokens": 8, "answer_tokens": 4, "window": 32, "threads": 1}
 
 

@@ -12,10 +12,10 @@ from greenllm.bench.measurement import (
     Measurement,
     bootstrap,
     counted,
-    drift_interval,
     log_mean,
     log_ratio,
     quotient,
+    sitting_means,
     t_interval,
 )
 
@@ -106,29 +106,29 @@ def test_tokens_of_a_round_share_its_luck():
     assert found["token_p99"].ci95 is None  # 63 tokens a round have none beyond it
 
 
-def test_neighbours_that_are_alike_count_for_less():
-    """An interval of an autocorrelated series covers its mean; Student's t of the same samples does not."""
-    truth, correlation, n = 0.0, 0.6, 24
-    plain = series = 0
+def test_means_of_sittings_cover_what_a_drifting_machine_does_on_average():
+    """Rounds of one second of a machine that drifts over half a minute, in five sittings a minute apart: their
+    interval covers its mean, and Student's t of the same rounds does not.
+    """
+    spread, keeps = 0.07, math.exp(-1 / 30)
+    plain = sitting = 0
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        x = [rng.normal()]
-        for _ in range(n - 1):
-            x.append(correlation * x[-1] + rng.normal(0, math.sqrt(1 - correlation**2)))
-        series += drift_interval(x, [1] * n)[0] <= truth <= drift_interval(x, [1] * n)[1]
-        plain += t_interval(x)[0] <= truth <= t_interval(x)[1]
+        slow = [rng.normal(0, spread)]
+        for _ in range(300):
+            slow.append(keeps * slow[-1] + rng.normal(0, spread * math.sqrt(1 - keeps**2)))
+        rounds = [(math.exp(slow[60 * s + i] + rng.normal(0, 0.02)), s) for s in range(5) for i in range(8)]
+        samples, where = [s for s, _ in rounds], [w for _, w in rounds]
+        sitting += 1.0 in log_mean(samples, "", "", where)
+        plain += 1.0 in log_mean(samples, "", "")
     assert plain / 400 < 0.75
-    assert series / 400 > 0.85
+    assert 0.91 < sitting / 400 < 0.99
 
 
-def test_what_sittings_differ_by_is_in_the_interval():
-    rng = np.random.default_rng(0)
-    x = rng.normal(0, 0.01, 20)
-    x[10:] += 1.0
-    low, high = drift_interval(x.tolist(), [1] * 10 + [2] * 10)
-    assert 0.98 < high - low < 1.05
-    assert drift_interval([1.0, 2.0], [1, 2]) is None
-    same = drift_interval([2.0] * 6, [1, 1, 1, 2, 2, 2])
-    assert same == (2.0, 2.0)
-    independent = rng.normal(0, 1, 200).tolist()
-    assert drift_interval(independent, [1] * 200) == pytest.approx(t_interval(independent), rel=0.2)
+def test_a_sitting_counts_once():
+    found = log_mean([1.0, 1.0, 1.0, 4.0], "", "", [1, 1, 1, 2])
+    assert found.value == pytest.approx(2.0)
+    assert found.n == 2
+    assert sitting_means([1.0, 2.0, 6.0], [1, 1, 2]) == [1.5, 6.0]
+    assert log_mean([1.0, 2.0], "", "", [1, 1]).ci95 is None
+    assert log_mean([2.0] * 4, "", "", [1, 1, 2, 2]).ci95 == pytest.approx((2.0, 2.0))

@@ -16,7 +16,7 @@ from greenllm.bench.runners import loader
 from greenllm.errors import GreenError
 
 QUICK = {
-    "effort": Effort(windows=2, rounds=2, width=0.5, seconds=0.2, turn=0.02), "window": 32, "prompt_tokens": 8,
+    "effort": Effort(windows=2, sittings=2, width=0.5, seconds=0.2, turn=0.02), "window": 32, "prompt_tokens": 8,
     "answer_tokens": 4, "threads": 1, "energy": False,
 }  # fmt: skip
 PROMPT = [40, 5, 77, 130, 9, 61, 200, 33]

@@ -91,7 +91,7 @@ def test_the_bench_itself_takes_next_to_nothing():
 def two(tmp_path_factory):
     base = tmp_path_factory.mktemp("pictures")
     greenllm.export(make_llama(base / "m", vocab=300), base / "x")
-    least = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+    least = Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01)
     return greenllm.bench([base / "m", base / "x"], effort=least, energy=False, prompt_tokens=8, answer_tokens=4,
                           window=64, report=base / "report"), base  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_bandwidth_is_weights_times_tokens(two):
 
 def test_longer_prompts_are_timed_and_drawn(tmp_path):
     path = make_llama(tmp_path / "m", vocab=300)
-    least = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+    least = Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01)
     found = greenllm.bench([path], effort=least, energy=False, prompt_tokens=8, answer_tokens=4, window=64,
                            lengths=[128, 16, 4096], report=tmp_path / "report")  # fmt: skip
     row = found.rows[0]

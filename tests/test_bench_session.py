@@ -18,7 +18,7 @@ from greenllm.bench.session import Session
 from greenllm.errors import GreenError
 
 onnx = pytest.importorskip("onnx")
-TINY = Effort(windows=4, sentences=12, rounds=2, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
+TINY = Effort(windows=4, sentences=12, sittings=2, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
 QUICK = {"effort": TINY, "window": 32, "prompt_tokens": 8, "answer_tokens": 4, "threads": 1, "energy": False}
 
 
@@ -125,7 +125,7 @@ def test_a_killed_process_is_a_row_and_not_the_end(two):
         session.load()
         phases.cut(session, texts.read(None), 32, 4, Query(8, 4))
         session.live[1].model._process.kill()
-        Speed(session, Query(8, 4), TINY).sit()
+        Speed(session, Query(8, 4), TINY).begin()
         phases.score(session)
     assert "Killed by the system (SIGKILL)" in session.rows[1].error
     assert "perplexity" in session.rows[0]
@@ -234,7 +234,7 @@ def test_generators_and_encoders_are_not_mixed(bert, two):
 
 def test_a_slice_of_the_real_model(smollm2, data):
     found = greenllm.bench(
-        [smollm2], text=data / "wikitext2" / "test.txt", effort=Effort(windows=2, rounds=2, seconds=0.1, turn=0.1),
+        [smollm2], text=data / "wikitext2" / "test.txt", effort=Effort(windows=2, sittings=2, seconds=0.1, turn=0.1),
         window=128, prompt_tokens=16, answer_tokens=4, energy=False,
     )  # fmt: skip
     row = found.rows[0]

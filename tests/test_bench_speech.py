@@ -18,7 +18,7 @@ from greenllm.errors import GreenError
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("jiwer")
-TINY = Effort(windows=2, rounds=2, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
+TINY = Effort(windows=2, sittings=2, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
 
 
 def tone(path, seconds=1.0, rate=16000, channels=1, hertz=440):
@@ -121,13 +121,16 @@ def test_a_bench_of_transcribers(tiny_moonshine, tmp_path):
     for i in range(3):
         tone(tmp_path / f"{i}.wav", 0.5, hertz=300 * (i + 1))
     file = task(tmp_path, *({"audio": f"{i}.wav", "text": "one tone"} for i in range(3)))
-    found = greenllm.bench([tiny_moonshine, tiny_moonshine], tasks=[file], effort=TINY, threads=1, energy=False,
-                           report=tmp_path / "r")  # fmt: skip
+    found = greenllm.bench([tiny_moonshine, tiny_moonshine], tasks=[file], suites=["robustness:noise=10,100"],
+                           effort=TINY, threads=1, energy=False, report=tmp_path / "r")  # fmt: skip
     a, b = found.rows
     assert not a.error
     assert not b.error
     wer = b.tasks[f"{tmp_path.name}/speech"].main
     assert wer.against.verdict == "same"
+    noise = b.tasks[f"{tmp_path.name}/speech"].curves["noise"]
+    assert (noise.labels, noise.scores[0].values) == (["as it is", "20 dB", "0 dB"], wer.values)
+    assert noise.kept is None  # it hears no word as it is
     assert "real_time" in b.ratios
     assert found.settings["clip_s"] == 0.5
     assert "word errors" in found.methods["Tasks"]

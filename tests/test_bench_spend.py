@@ -100,11 +100,11 @@ def measured(tmp_path, monkeypatch):
             who.prompt = [1] * PROMPT
             session.live.append(who)
             effort = Effort(energy=40.0)
-            idle = spend.run(
+            spent = spend.run(
                 session, Query(PROMPT, ANSWER), effort, meter, energy.grid(None, intensity=360), None, loads=True
             )
         meter.close()
-        return who.row, idle, clock.now
+        return who.row, spent.idle, clock.now
 
     return bench
 

@@ -194,7 +194,7 @@ def results(tmp_path_factory):
     make_llama(base / "m", vocab=300)
     greenllm.export(base / "m", base / "x")
     file = write(base / "t.jsonl", *(PLAIN | {"context": f"Number {i} is", "label": i % 2} for i in range(30)))
-    least = Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01)
+    least = Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01)
     return greenllm.bench(
         [base / "m", base / "x"], tasks=[file], effort=least, energy=False, prompt_tokens=8, answer_tokens=4,
         window=64, report=base / "report",

@@ -152,6 +152,12 @@ def test_a_tied_embedding_shares_one_matrix(tmp_path, form, bits, symmetric, kep
     assert len(codes) == 1
     assert (out.parent / DATA).stat().st_size < 96 * K * bits / 8 * 1.6 + 4096
     assert done.ops.get("GatherBlockQuantized", 0) == (form == "nbits")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
+    kinds = [n.op_type for n in onnx.load(str(tmp_path / "loaded.onnx"), load_external_data=False).graph.node]
+    assert kinds.count("MatMulNBits") == 1  # not unpacked at each token
 
 
 @FORMS

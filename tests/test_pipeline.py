@@ -27,7 +27,7 @@ SMALL = {
 # The least bench that still measures quality.
 BENCH = {
     "prompt_tokens": 8, "answer_tokens": 4, "window": 64, "energy": False,
-    "effort": Effort(windows=2, rounds=2, width=0.9, seconds=0.1, turn=0.01),
+    "effort": Effort(windows=2, sittings=2, width=0.9, seconds=0.1, turn=0.01),
 }  # fmt: skip
 
 

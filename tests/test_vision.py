@@ -25,7 +25,7 @@ from greenllm.errors import GreenError
 from greenllm.export.vision import their_processor
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
-BRIEF = Effort(windows=1, sentences=8, rounds=2, seconds=0.5, turn=0.01)
+BRIEF = Effort(windows=1, sentences=8, sittings=2, seconds=0.5, turn=0.01)
 
 
 def make(kind, config, path, **options):
@@ -130,8 +130,9 @@ def test_pixels_without_transformers_are_those_with_it(tmp_path):
 
 def test_bench_counts_right_answers_and_flips(vit, int8, tmp_path):
     done = greenllm.bench(
-        [vit / "vit", int8], tasks=[vit / "see/images.jsonl"], effort=BRIEF, energy=False, report=tmp_path / "r"
-    )
+        [vit / "vit", int8], tasks=[vit / "see/images.jsonl"], suites=["robustness"], effort=BRIEF, energy=False,
+        report=tmp_path / "r",
+    )  # fmt: skip
     dense, small = done.rows
     (task,) = dense.tasks
     for row in done.rows:
@@ -145,6 +146,10 @@ def test_bench_counts_right_answers_and_flips(vit, int8, tmp_path):
         sum(a > b for a, b in zip(score.values, dense.tasks[task].main.values, strict=True)),
         sum(a < b for a, b in zip(score.values, dense.tasks[task].main.values, strict=True)),
     )
+    noise = small.tasks[task].curves["noise"]
+    assert (noise.strengths, noise.scores[0].values) == ([0, 8, 18, 38], score.values)
+    assert 60 < noise.kept.measured.value <= 100  # colours are seen through noise
+    assert noise.kept.against.verdict == "undecided"
     assert small["cosine"].value > 0.99
     assert small["top1"].value > 80
     text = (tmp_path / "r/report.md").read_text()

@@ -93,19 +93,21 @@ def watch(meter: Meter, done: Callable[[float], bool], clock: Callable[[], float
 
 
 def per_query(
-    work: Window, idle: Idle, seconds: list[float], others: list[float], meter: Meter
+    work: Window, idle: Idle, seconds: list[float], sittings: list[float], meter: Meter
 ) -> tuple[Measurement, Measurement]:
-    """Joules per query, gross and net of idle power.
+    """Joules per query, gross and net of idle power: the window's watts times how long a query takes.
+
+    Where watts are estimated, from the load alone, that is the mean over the window and the sittings. What an
+    instrument counted belongs to the window's own queries; what other sittings differ by is then in the interval.
 
     Args:
         work: a window in which queries ran back to back.
         idle: windows in which nothing ran.
         seconds: how long each query of the window took.
-        others: how long the same query took at other times; they tell the scatter, too.
+        sittings: how long the same query took in each sitting, on average: what the machine does over minutes.
         meter: that counted; at both edges of the window it may have been old by its lag.
     """
-    duration = work.seconds / len(seconds)
-    slow = scatter([*seconds, *others], len(seconds))
+    duration, slow = _duration(work.seconds / len(seconds), seconds, sittings, meter)
     noise, floor, rest = _half(work.spread()), idle.half(), idle.power(work.middle)
     if noise is not None:
         noise = (noise**2 + (work.power * meter.lag / work.seconds) ** 2) ** 0.5
@@ -120,6 +122,18 @@ def per_query(
     gross = figure(work.power, noise, "everything the meter covers, while a query ran")
     both = None if noise is None or floor is None else (noise**2 + floor**2) ** 0.5
     return gross, figure(work.power - rest, both, f"less {rest:.2f} W of the idle machine")
+
+
+def _duration(own: float, seconds: list[float], sittings: list[float], meter: Meter) -> tuple[float, float | None]:
+    """Seconds of a query, and the relative half-width of that."""
+    if sittings and meter.method.startswith("estimated"):
+        times = [own, *sittings]
+        mean = sum(times) / len(times)
+        return mean, _relative(times)
+    within, drift = _relative(seconds), _relative(sittings)
+    if within is None or drift is None:
+        return own, within
+    return own, (within**2 + drift**2 * len(sittings)) ** 0.5  # of one window, not of the mean of as many
 
 
 @dataclass(frozen=True)
@@ -168,8 +182,7 @@ def _half(ci: Interval | None) -> float | None:
     return None if ci is None else (ci[1] - ci[0]) / 2
 
 
-def scatter(all_seconds: list[float], n: int) -> float | None:
-    """Relative half-width of the mean of ``n`` queries, the scatter known from all of them."""
-    half = _half(t_interval(all_seconds))
-    mean = sum(all_seconds) / len(all_seconds)
-    return None if half is None else half / mean * (len(all_seconds) / n) ** 0.5
+def _relative(seconds: list[float]) -> float | None:
+    """Half-width of the mean, over the mean."""
+    half = _half(t_interval(seconds))
+    return None if half is None else half / (sum(seconds) / len(seconds))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
-from greenllm.bench.report import curves, cuts, figures, lengths, sizes, spend, tasks
+from greenllm.bench.report import curves, cuts, figures, lengths, robust, sizes, spend, tasks
 from greenllm.bench.report.lines import to_csv
 from greenllm.bench.report.words import EMPTY, MARKS, change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
@@ -68,7 +68,10 @@ def render(results: Results, template: str) -> str:
         rows=results.rows,
         groups=_groups(results),
         cards=[(row, _cards(results, row)) for row in others],
-        pictures=[p for p in drawn if p] + lengths.pictures(results) + cuts.pictures(results),
+        pictures=[p for p in drawn if p]
+        + lengths.pictures(results)
+        + robust.pictures(results)
+        + cuts.pictures(results),
         metrics=METRICS,
         flips=tasks.flips(results),
         others=others,
@@ -105,6 +108,7 @@ def _groups(results: Results) -> list[tuple[str, list[tuple[str, list[dict[str, 
         "By prompt length": lengths.lines(results),
         "By batch": lengths.by_batch(results),
         "Tasks": tasks.lines(results),
+        "Robustness": robust.lines(results),
     }
     found |= {group: lines for group, lines in more.items() if lines}
     return list(found.items())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 
 from greenllm.bench.measurement import Measurement
-from greenllm.bench.results import Results, Row
+from greenllm.bench.results import Results, Row, Score, TaskResult
 
 HEADER = ["model", "runner", "metric", "value", "unit", "ci95_low", "ci95_high", "n", "method", "ratio", "ratio_low",
           "ratio_high", "verdict", "baseline", "batch", "threads", "cpu", "created", "versions"]  # fmt: skip
@@ -30,11 +31,22 @@ def to_csv(results: Results) -> str:
                 for name, m in figures.items():
                     writer.writerow([*_figure(row, f"{name}, {what} of {size}", m), *_ratio(None), "", *mine])
         for name, t in row.tasks.items():
-            for kind, score in t.scores.items():
+            for kind, score in [*t.scores.items(), *_disturbed(t)]:
                 change = _ratio(score.against.difference if score.against else None)
                 verdict = score.against.verdict if score.against else ""
                 writer.writerow([*_figure(row, f"{kind} of {name}", score.measured), *change, verdict, *rest])
     return out.getvalue()
+
+
+def _disturbed(task: TaskResult) -> Iterator[tuple[str, Score]]:
+    """What is kept, and the score at each strength."""
+    if task.kept:
+        yield "kept, all kinds", task.kept
+    for kind, curve in task.curves.items():
+        if curve.kept:
+            yield f"kept, {kind}", curve.kept
+        for label, score in zip(curve.labels, curve.scores, strict=True):
+            yield f"{next(iter(task.scores))}, {kind} {label}", score
 
 
 def _figure(row: Row, name: str, m: Measurement) -> list[str | float | int]:

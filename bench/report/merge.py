@@ -82,8 +82,10 @@ def _foreign(row: Row, number: int) -> Row:
     tasks = row.model_copy(deep=True).tasks
     for task in tasks.values():
         task.flipped, task.flips = 0, []
-        for score in task.scores.values():
-            score.against = None
+        kept = [task.kept, *(c.kept for c in task.curves.values())]
+        for score in [*task.scores.values(), *(s for c in task.curves.values() for s in c.scores), *kept]:
+            if score:
+                score.against = None
     notes = [*row.notes, f"of run {number}: its ratios are in that run's own report"]
     return row.model_copy(
         update={"name": f"{row.name} (run {number})", "ratios": {}, "payback": {}, "tasks": tasks, "notes": notes}

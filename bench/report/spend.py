@@ -30,7 +30,8 @@ def by_phase(results: Results) -> Picture | None:
                 title = f"{row.name}: {METRICS[name].label} {number(m.value, m.ci95)} {m.unit}, {m.method}"
                 marks.append(Mark(i, at, y, x0, x1, y, y, label, title))
                 y += _ROW
-        yticks.append(Tick((begin + y - _ROW) / 2, _PHASES[name]))
+        clip = name == "energy_prefill" and any(row[name].unit == "J/clip" for _, row in rows if name in row)
+        yticks.append(Tick((begin + y - _ROW) / 2, "Clip" if clip else _PHASES[name]))
         y += _GAP
     caption = (
         "Joules, logarithmic; left is better. Everything the meter covers, idle power included, with 95 % intervals. "

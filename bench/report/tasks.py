@@ -26,7 +26,7 @@ def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:
             chance = next(t.chance for t in of if t)
             known = f" (chance {100 * chance:.0f} %)" if chance is not None and kind == "acc" else ""
             scores = [t.scores.get(kind) if t else None for t in of]
-            found.append((f"{name}{_words(kind)}{known}", [_cell(s) for s in scores]))
+            found.append((f"{name}{_words(kind)}{known}", [cell(s) for s in scores]))
     return found
 
 
@@ -46,7 +46,8 @@ def _words(kind: str) -> str:
     return f"{_WORDS.get(score, f', {score}')}{', ' if group else ''}{group}"
 
 
-def _cell(score: Score | None) -> dict[str, Any]:
+def cell(score: Score | None) -> dict[str, Any]:
+    """A score, and how it differs from the baseline's."""
     if score is None:
         return dict(EMPTY)
     m, paired = score.measured, score.against

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from greenllm.bench.session import Session
 from greenllm.bench.tasks import answer, choice, picture, refusal, speech, stereotypes, unclear
 from greenllm.bench.tasks.flips import Said, flips
@@ -16,20 +14,19 @@ _ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance:
         Unclear: unclear.ask, Prompt: refusal.ask}  # fmt: skip
 
 
-def run(session: Session, tasks: Sequence[Task], *, chat: bool = False) -> None:
+def run(session: Session, task: Task, *, chat: bool = False) -> None:
     """Ask every living model every item; fill in ``Row.tasks``, compared with the baseline's item by item.
 
     With ``chat`` it is asked in its chat template.
     """
-    for task in tasks:
-        ask = _ASK[type(task.items[0])]
-        session.progress.stage(f"task {task.name}", len(task.items) * len(session.live))
-        before: list[Said] | None = None
-        for who in list(session.live):
-            with session.watching(who, f"task {task.name}"):
-                said = ask(session, who, task, chat=chat)
-                if who.row is session.rows[0]:
-                    before = said
-                elif before is not None:
-                    result = who.row.tasks[task.name]
-                    result.flipped, result.flips = flips(before, said)
+    ask = _ASK[type(task.items[0])]
+    session.progress.stage(f"task {task.name}", len(task.items) * len(session.live))
+    before: list[Said] | None = None
+    for who in list(session.live):
+        with session.watching(who, f"task {task.name}"):
+            said = ask(session, who, task, chat=chat)
+            if who.row is session.rows[0]:
+                before = said
+            elif before is not None:
+                result = who.row.tasks[task.name]
+                result.flipped, result.flips = flips(before, said)

@@ -49,20 +49,22 @@ def _arc(row: dict[str, Any]) -> Item:
     choices = _texts(given["text"] if hub else given)
     key = row.get("label", row.get("answerKey"))
     label = given["label"].index(key) if hub and "label" in given else _index(key, choices)
-    return Item(f"Question: {_text(row['question'])}\nAnswer:", choices, label)
+    parts = ("Question: ", _text(row["question"]), "\nAnswer:")
+    return Item("".join(parts), choices, label, parts=parts)
 
 
 def _boolq(row: dict[str, Any]) -> Item:
     if not isinstance(row["answer"], bool):
         raise TypeError("its answer is neither true nor false")
-    context = f"{_text(row['passage'])}\nQuestion: {_text(row['question'])}?\nAnswer:"
-    return Item(context, ("no", "yes"), int(row["answer"]))
+    parts = ("", _text(row["passage"]), "\nQuestion: ", _text(row["question"]), "?\nAnswer:")
+    return Item("".join(parts), ("no", "yes"), int(row["answer"]), parts=parts)
 
 
 def _labelled(row: dict[str, Any]) -> Labelled:
     if not isinstance(row["label"], str):
         raise TypeError(f"its label {row['label']!r} is no text; a model has to read it")
-    return Labelled(f"Text: {_text(row['text'])}\nLabel:", row["label"])
+    parts = ("Text: ", _text(row["text"]), "\nLabel:")
+    return Labelled("".join(parts), row["label"], parts=parts)
 
 
 def _picture(row: dict[str, Any]) -> Picture:
@@ -73,11 +75,12 @@ def _picture(row: dict[str, Any]) -> Picture:
 
 
 def _free(row: dict[str, Any]) -> Question:
-    context = f"Question: {_text(row['question'])}\nAnswer:" if "question" in row else _text(row["context"])
+    asks = "question" in row
+    parts = ("Question: ", _text(row["question"]), "\nAnswer:") if asks else ("", _text(row["context"]), "")
     given = row["answers"] if "answers" in row else [row["answer"]]
     if not isinstance(given, list) or not given:
         raise TypeError("its answers are no list of one or more")
-    return Question(context, tuple(map(_text, given)))
+    return Question("".join(parts), tuple(map(_text, given)), parts=parts)
 
 
 def _utterance(row: dict[str, Any]) -> Utterance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
@@ -21,13 +21,17 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Item(Grouped):
-    """A context, what may follow it, and the index of what does; ``gap`` is between them."""
+    """A context, what may follow it, and the index of what does; ``gap`` is between them.
+
+    ``parts`` make the context: the odd ones are the row's own, the others a prompt's; none where all of it is its own.
+    """
 
     context: str
     choices: tuple[str, ...]
     label: int
     gap: str = " "
     group: str = ""
+    parts: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,42 +78,46 @@ class Prompt(Grouped):
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text and its label, before all labels are known."""
+    """A text and its label, before all labels are known; ``parts`` as of :class:`Item`."""
 
     context: str
     label: str
     group: str = ""
+    parts: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class Question(Grouped):
-    """A context, and the answers that are right after it."""
+    """A context, and the answers that are right after it; ``parts`` as of :class:`Item`."""
 
     context: str
     answers: tuple[str, ...]
     group: str = ""
+    parts: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class Picture(Grouped):
-    """An image file and its class, a name or an index; ``where`` is its file and line."""
+    """An image file and its class, a name or an index; ``where`` is its file and line, ``noise`` what is put on it."""
 
     key: ClassVar[str] = "image"
     file: Path
     label: str | int
     where: str
     group: str = ""
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
 class Utterance(Grouped):
-    """An audio file, and what is said in it; ``where`` is its file and line."""
+    """An audio file, and what is said in it; ``where`` is its file and line, ``noise`` what is put on it."""
 
     key: ClassVar[str] = "audio"
     file: Path
     text: str
     where: str
     group: str = ""
+    noise: float = 0.0
 
 
 Entry: TypeAlias = "Item | Pair | Prompt | Question | Picture | Utterance"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from greenllm import images
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.flips import Said
 from greenllm.bench.tasks.groups import subgroups
 from greenllm.bench.tasks.items import Picture, Task
 from greenllm.bench.tasks.paired import judge
+from greenllm.bench.tasks.robust import noise
 from greenllm.errors import GreenError
 from greenllm.tokens import read_json
 
@@ -44,12 +50,14 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     said: list[Said] = []
     want = labels(who, task)
     items = [i for i in task.items if isinstance(i, Picture)]
-    files = [str(i.file) for i in items]
-    for at in range(0, len(files), _BATCH):
-        batch = files[at : at + _BATCH]
-        for file, logits, label in zip(batch, who.model.call("look", batch), want[at:], strict=False):
+    edge = min(session.live[0].info.image[1:])  # the same images for all
+    for at in range(0, len(items), _BATCH):
+        batch = items[at : at + _BATCH]
+        with _files(batch, edge) as files:
+            answers = who.model.call("look", files)
+        for item, logits, label in zip(batch, answers, want[at:], strict=False):
             found = int(logits.argmax())
-            said.append(Said(file, found, f"class {found}", found == label, tuple(map(float, logits))))
+            said.append(Said(str(item.file), found, f"class {found}", found == label, tuple(map(float, logits))))
         session.progress.advance(len(batch))
     base = session.rows[0].tasks.get(task.name)
     before = base.scores["acc"] if base else None
@@ -57,3 +65,17 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     scores = {"acc": judge(right, before)} | subgroups(right, items, before, "acc")
     who.row.tasks[task.name] = TaskResult(total=task.total, chance=1 / who.info.vocabulary, scores=scores)
     return said
+
+
+@contextmanager
+def _files(items: Sequence[Picture], edge: int) -> Iterator[list[str]]:
+    """The images' own files; where there is noise on them, files that are there for the moment."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for i, item in enumerate(items):
+            file = item.file
+            if item.noise:
+                file = Path(folder) / f"{i}.png"
+                noise.on_image(images.opened(item.file), item.noise, item.file.name, edge).save(file)
+            files.append(str(file))
+        yield files

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from greenllm.bench.tasks import published
+from greenllm.bench.tasks import published, robust
 from greenllm.bench.tasks.items import Task
 from greenllm.bench.tasks.read import form, read
 from greenllm.bench.tasks.rows import SUFFIXES, rows
@@ -38,7 +38,7 @@ def files(names: Sequence[str], data: Path | str | None, limit: int) -> list[Tas
         GreenError: no such suite or directory, a set that is not in it, or see :func:`greenllm.bench.tasks.read.read`.
     """
     if unknown := [n for n in names if n not in SUITES]:
-        raise GreenError(f"No suite is called {unknown[0]!r}.", f"There are {', '.join(SUITES)}.")
+        raise GreenError(f"No suite is called {unknown[0]!r}.", f"There are {', '.join([*SUITES, robust.NAME])}.")
     if data is None:
         return []
     if not names:

@@ -67,7 +67,8 @@ def _of_one_kind(path: Path, found: list[Entry | Labelled]) -> list[Entry]:
     if len(labels) == 1:
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
     named = [
-        Item(r.context, labels, labels.index(r.label), group=r.group) if isinstance(r, Labelled) else r for r in found
+        Item(r.context, labels, labels.index(r.label), group=r.group, parts=r.parts) if isinstance(r, Labelled) else r
+        for r in found
     ]
     if len({type(r) for r in named}) > 1:
         raise GreenError(

@@ -15,6 +15,7 @@ from greenllm.bench.results import Paired, Score, TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.flips import Said
 from greenllm.bench.tasks.items import Task, Utterance
+from greenllm.bench.tasks.robust import noise
 from greenllm.errors import GreenError
 
 NOTE = "lower-cased, without punctuation and spare spaces; values are word errors of each clip"
@@ -50,7 +51,7 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     items = [i for i in task.items if isinstance(i, Utterance)]
     found, said = [], []
     for item in items:
-        clip = audio.read(item.file)
+        clip = noise.on_clip(audio.read(item.file), item.noise, item.file.name)
         heard = who.model.call("answer", clip, audio.most_tokens(clip), [])
         found.append(errors(heard, item.text))
         said.append(Said(item.text, found[-1], heard, not found[-1]))
