@@ -91,7 +91,13 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
 
 def _parts(checkpoint: Checkpoint, n: int) -> tuple[float, float]:
     """Shares of the weights in blocks, and in embedding and head; what images and clips go through first is neither."""
-    if checkpoint.input == "pixel_values":
+    if checkpoint.task == PAIRS:
+        from greenllm.quantize.linear import weight_of
+        from greenllm.quantize.run import quantizable
+
+        model, names = checkpoint.skeleton(), quantizable(checkpoint)[1]
+        outside = sum(weight_of(model.get_submodule(m)).numel() for m in names) / n  # type: ignore[arg-type]
+    elif checkpoint.input == "pixel_values":
         outside = 0.0
     else:
         outside = checkpoint.config.vocab_size * getattr(checkpoint.config, "hidden_size", 0) / n
