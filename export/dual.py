@@ -85,7 +85,7 @@ def facts(checkpoint: Checkpoint, model: PreTrainedModel) -> Facts:
         raise GreenError(f"{checkpoint.path}: {type(model).__name__} has no logit_scale: what do its cosines mean?")
     texts = Tokenizer(checkpoint.path)
     pad = texts.special("pad")
-    told = {
+    told: dict[str, Any] = {
         "length": int(checkpoint.config.text_config.max_position_embeddings),
         "pad": pad if pad is not None else int(read_json(checkpoint.path / "config.json").get("pad_token_id") or 0),
         "scale": float(scale.exp()),
@@ -113,4 +113,3 @@ def in_torch(model: PreTrainedModel, asked: list[dict[str, NDArray[Any]]]) -> li
 
 def _tensors(feed: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in feed.items()}
-

@@ -84,16 +84,16 @@ def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
     4-bit weights, which are made for single rows.
     """
     by_target = target.operators == "onnxruntime" and target.accuracy_level == 4  # noqa: PLR2004 - int8
-    if checkpoint.inputs or not by_target or checkpoint.task in (GENERATION, SPEECH):
+    if not by_target or checkpoint.task in (GENERATION, SPEECH):
         return checkpoint.inputs
-    return dict.fromkeys(quantizable(checkpoint)[0])
+    ends = dict.fromkeys(p for p in checkpoint.projections if checkpoint.is_packed(p))
+    return {**ends, **(checkpoint.inputs or dict.fromkeys(quantizable(checkpoint)[0]))}
 
 
 def export_graph(
     checkpoint: Checkpoint, path: Path, *, fused: bool = False, dtype: torch.dtype = torch.float32
 ) -> list[Path]:
-    """Write the dense graph; two of a transcriber (:mod:`greenllm.export.speech`) and of two towers
-    (:mod:`greenllm.export.dual`).
+    """Write the dense graph, or two of them: see :mod:`greenllm.export.speech` and :mod:`greenllm.export.dual`.
 
     Args:
         checkpoint: dense or packed.

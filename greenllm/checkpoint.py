@@ -166,6 +166,10 @@ class Checkpoint:
                     module = key.removesuffix(mark)
                     yield module, self.read_packed(module)
 
+    def is_packed(self, module: str) -> bool:
+        """Whether a module's weight is packed."""
+        return self._packed_module(module) is not None
+
     def read_packed(self, module: str) -> Packed | bnb.Blockwise:
         """The packed weight of one module.
 
@@ -333,18 +337,13 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The lists of blocks that hidden states go through, in their order: one, the encoder's and the decoder's, or those
-    of the towers for images and for texts.
+    """The lists of blocks in their order: one, the encoder's and the decoder's, or those for images and for texts.
 
     Raises:
         GreenError: see :func:`blocks_of`.
     """
-    parts: tuple[Any, ...]
-    if paired(model):
-        parts = (model.vision_model, model.text_model)
-    elif getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        parts = (model.get_encoder(), model.get_decoder())  # type: ignore[operator]
-    else:
+    parts = _parts(model)
+    if not parts:
         return [blocks_of(model)]
     names = {id(m): n for n, m in model.named_modules()}
     found = []
@@ -352,6 +351,15 @@ def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
         inner, blocks = blocks_of(part)
         found.append((f"{names[id(part)]}.{inner}", blocks))
     return found
+
+
+def _parts(model: Any) -> tuple[nn.Module, ...]:
+    """What has a list of its own, in a model that has several."""
+    if paired(model):
+        return model.vision_model, model.text_model
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return model.get_encoder(), model.get_decoder()
+    return ()
 
 
 def paired(model: Any) -> bool:

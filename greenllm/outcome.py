@@ -91,12 +91,13 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
 
 def _parts(checkpoint: Checkpoint, n: int) -> tuple[float, float]:
     """Shares of the weights in blocks, and in embedding and head; what images and clips go through first is neither."""
-    if checkpoint.task == PAIRS:
-        from greenllm.quantize.linear import weight_of
-        from greenllm.quantize.run import quantizable
+    from greenllm.checkpoint import PAIRS
+    from greenllm.quantize.linear import weight_of
+    from greenllm.quantize.run import quantizable
 
-        model, names = checkpoint.skeleton(), quantizable(checkpoint)[1]
-        outside = sum(weight_of(model.get_submodule(m)).numel() for m in names) / n  # type: ignore[arg-type]
+    if checkpoint.task == PAIRS:
+        model = checkpoint.skeleton()
+        outside = sum(weight_of(model.get_submodule(m)).numel() for m in quantizable(checkpoint)[1]) / n
     elif checkpoint.input == "pixel_values":
         outside = 0.0
     else:
@@ -104,9 +105,6 @@ def _parts(checkpoint: Checkpoint, n: int) -> tuple[float, float]:
         outside = min(1.0, outside * (1 if checkpoint.tied else 2))
     if checkpoint.input == "input_ids":
         return 1 - outside, outside
-    from greenllm.quantize.linear import weight_of
-    from greenllm.quantize.run import quantizable
-
     return sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / n, outside
 
 

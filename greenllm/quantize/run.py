@@ -208,7 +208,7 @@ class Quantizer:
         return {name: InputGrid(scale, int(zero)) for name, (scale, zero) in notes}
 
     def _head_moments(self, walk: Walk) -> dict[str, Tensor]:
-        """H of the inputs of head and projections after the quantized blocks. An embedding is looked up: it has none."""
+        """H of the inputs of head and projections after the quantized blocks. An embedding has none."""
         if not self.rounding.calibrated:
             return {}
         heads = [h for h in (self.checkpoint.head, *self.checkpoint.projections) if h in self.outside]
