@@ -120,12 +120,21 @@ def find_all(
         rest = [t for t in found if t.path != base.path]
         same = [t for t in found if t.path == base.path]
         found = [*(same or [base]), *rest]
+    return _unique(found)
+
+
+def _unique(found: list[Target]) -> list[Target]:
+    """Those that share a name with one elsewhere get their directory's before it; the same one again is numbered."""
+    where: dict[str, set[str]] = {}
+    for t in found:
+        where.setdefault(t.name, set()).add(t.path)
     seen: dict[str, int] = {}
     unique = []
-    for target in found:
-        seen[target.name] = n = seen.get(target.name, 0) + 1
-        name = target.name if n == 1 else f"{target.name} ({n})"
-        unique.append(Target(name, target.path, target.runner, target.manifest))
+    for t in found:
+        path = Path(t.path)
+        name = f"{path.parent.name}/{t.name}" if len(where[t.name]) > 1 and path.name == t.name else t.name
+        seen[name] = n = seen.get(name, 0) + 1
+        unique.append(dataclasses.replace(t, name=name if n == 1 else f"{name} ({n})"))
     return unique
 
 

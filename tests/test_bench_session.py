@@ -85,6 +85,16 @@ def test_a_row_has_all_that_was_asked_for(results):
         results["neither"]
 
 
+def test_models_of_one_name_are_told_apart_by_their_directories(tmp_path):
+    from greenllm.bench.models import find_all
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.gguf").write_bytes(b"GGUF")
+    found = find_all([f"torch:{tmp_path / n / 'model.gguf'}" for n in ("a", "b", "b")], None)
+    assert [t.name for t in found] == ["a/model.gguf", "b/model.gguf", "b/model.gguf (2)"]
+
+
 def test_a_model_against_itself_is_not_said_to_differ(two):
     found = greenllm.bench([two[0], two[0]], **QUICK)
     twin = found.rows[1]

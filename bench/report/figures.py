@@ -13,6 +13,7 @@ _RATIOS = ("perplexity", "bits_per_byte", "prefill", "decode", "encode", "real_t
            "energy_net")  # fmt: skip
 _X = ("carbon_gross", "energy_gross", "token_p50", "text_p50", "image_p50")
 _Y = ("perplexity", "spearman", "cosine")
+_LABEL = 52.0  # the width of a mark's label
 _NAME = 24
 
 
@@ -49,7 +50,7 @@ def ratios(results: Results) -> Picture | None:
                         y,
                         f"{number(gain)}×",
                         title,
-                        "end" if gain < 1 else "start",
+                        "end" if gain < 1 and x(worst) > LEFT + _LABEL else "start",
                     )
                 )
                 y += 22
