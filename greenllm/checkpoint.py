@@ -364,7 +364,8 @@ def _parts(model: Any) -> tuple[nn.Module, ...]:
 
 def paired(model: Any) -> bool:
     """Whether a model, or its class, has a tower for images and one for texts."""
-    return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    towers = {"vision_config", "text_config"} <= set(getattr(getattr(model, "config_class", None), "sub_configs", ()))
+    return towers and hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
 def forward(model: Any, batch: dict[str, Tensor]) -> None:
@@ -415,9 +416,10 @@ def _task(config: PretrainedConfig) -> str:
             return task
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
         known = _class(FEATURES, config)
-        if paired(known) and hasattr(config, "vision_config"):
+        if not paired(known):
+            return IMAGE_FEATURES if known.main_input_name == "pixel_values" else FEATURES
+        if name == known.__name__:  # and not, say, what writes captions
             return PAIRS
-        return IMAGE_FEATURES if known.main_input_name == "pixel_values" else FEATURES
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 
 
