@@ -14,6 +14,7 @@ from greenllm import images
 from greenllm.bench import cifar
 
 LONGEST = 64
+LAYERS = {"clip": 2, "siglip": 1}  # of each tower
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 KINDS = {"clip": (CLIPModel, CLIPConfig), "siglip": (SiglipModel, SiglipConfig)}
 
@@ -22,7 +23,8 @@ def make_pairs(path, kind="clip", *, seed=0):
     """A random CLIP or SigLIP of 32 x 32 pixels that reads 64 bytes."""
     model, config = KINDS[kind]
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    shape |= {"num_hidden_layers": LAYERS[kind]}
     text = {"vocab_size": 128, "max_position_embeddings": LONGEST, "bos_token_id": 126, "eos_token_id": 127,
             "pad_token_id": 127}  # fmt: skip
     text |= {"projection_size": 64} if kind == "siglip" else {}

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from pairs import KINDS, coloured, make_pairs
+from pairs import KINDS, LAYERS, coloured, make_pairs
 
 import greenllm
 from greenllm import artifact, images, pairing, pairs, pipeline, recipe
@@ -67,7 +67,7 @@ def theirs(path, kind, texts):
     model = KINDS[kind][0].from_pretrained(path).eval()
     whole = {"padding": "max_length", "max_length": 64} if kind == "siglip" else {"padding": True}  # as their pipeline
     fed = dict(AutoTokenizer.from_pretrained(path)(texts, return_tensors="pt", **whole))
-    fed = {k: v for k, v in fed.items() if k == "input_ids" or kind == "clip" and k == "attention_mask"}
+    fed = {k: v for k, v in fed.items() if k == "input_ids" or (kind == "clip" and k == "attention_mask")}
     files = [path.parent / "see" / f"{i}.png" for i in range(12)]
     x = torch.from_numpy(images.read(files, images.Processor(path)))
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_integers_in_both_towers_their_ends_and_the_embedding(int4, int8, kind):
     ends = {"clip": 2, "siglip": 3}[kind]
     for bits, made in ((4, four), (8, int8.deployable.manifest))[: 2 if kind == "clip" else 1]:
         details = made.details
-        assert details["operators"]["MatMulInteger"] == 2 * 2 * 6 + ends
+        assert details["operators"]["MatMulInteger"] == 2 * LAYERS[kind] * 6 + ends
         assert details["operators"]["GatherBlockQuantized"] == 1
         assert details["stored_bits"] == [bits]
         for tower in ("images", "texts"):
@@ -229,7 +229,7 @@ def test_files_of_others_are_refused(home, int8, tmp_path):
             loader("onnxruntime").load(str(tmp_path / name), 1)
 
 
-def test_tasks_that_cannot_be_asked_are_refused_before_any_work(home, tmp_path):
+def test_tasks_that_cannot_be_asked_are_refused_before_any_work(home, int8, tmp_path):
     for name in ("0.png", "1.png"):
         shutil.copy(home / "see" / name, tmp_path / name)
 
@@ -248,8 +248,8 @@ def test_tasks_that_cannot_be_asked_are_refused_before_any_work(home, tmp_path):
         with pytest.raises(GreenError, match=says):
             zeroshot.texts(read(task(*rows)))
     long = task({"caption": "word " * 30}, {"caption": "short"})
-    with pytest.raises(GreenError, match="clip: The text 'word word .*' has 151 tokens; this model reads 64"):
-        greenllm.bench([home / "clip"], tasks=[long], effort=BRIEF, energy=False)
+    with pytest.raises(GreenError, match="int8: The text 'word word .*' has 151 tokens; this model reads 64"):
+        greenllm.bench([int8], tasks=[long], effort=BRIEF, energy=False)
     with pytest.raises(GreenError, match="reads 64"):
         pairing.samples(open_checkpoint(home / "clip"), str(long), 2)
     one = task({"label": "cat"}, {"label": "cat"})
