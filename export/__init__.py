@@ -64,7 +64,8 @@ def export(
         from greenllm.export.gguf import export_gguf
 
         return export_gguf(checkpoint, out, kind=precision, force=force, progress=progress)
-    from greenllm.checkpoint import open_checkpoint
+    from greenllm.checkpoint import PAIRS, open_checkpoint
+    from greenllm.export import dual
     from greenllm.export.genai import write_genai
     from greenllm.export.onnx import write_onnx
     from greenllm.export.stamp import ENGINE
@@ -106,6 +107,8 @@ def export(
             "memory": {"context": fit.context, "bytes": {k: round(v) for k, v in fit.parts.items()}},
             "verified": checked,
         }  # fmt: skip
+        if source.task == PAIRS:
+            details["pairs"] = dual.facts(source, source.load_model()).model_dump()
         if kind == "tensorrt":
             built = make_engine(part, device, fit.context, progress)
             details |= {"entry": ENGINE if built.library else GRAPH, "compute": compute, "engine": asdict(built)}

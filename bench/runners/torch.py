@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from greenllm import audio, images
 from greenllm.adapt import adapters
 from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
-from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, SPEECH, Checkpoint, blocks_of, open_checkpoint
+from greenllm.checkpoint import (
+    GENERATION,
+    IMAGE_CLASSES,
+    IMAGES,
+    PAIRS,
+    SPEECH,
+    Checkpoint,
+    blocks_of,
+    open_checkpoint,
+)  # fmt: skip
 from greenllm.errors import GreenError
+from greenllm.pairs import Reader
 
 
 def load(path: str, threads: int) -> Runner:
@@ -28,7 +38,7 @@ def load(path: str, threads: int) -> Runner:
     if adapted:
         adapters.load(model, path)
     kinds: dict[str, Any] = {
-        GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
+        GENERATION: TorchDecoder, SPEECH: TorchListener, PAIRS: TorchDual, **dict.fromkeys(IMAGES, TorchVision),
     }  # fmt: skip
     return cast("Runner", kinds.get(checkpoint.task, TorchEncoder)(checkpoint, model))
 
@@ -40,7 +50,8 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
         notes.append("packed weights were dequantized to run in torch: their size is real, their speed is fp32's")
     vocabulary = int(model.config.vocab_size) if checkpoint.task in (GENERATION, SPEECH) else 0
     parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
-    return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes, _read_by_a_token(model))
+    read = 0 if checkpoint.task == PAIRS else _read_by_a_token(model)
+    return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes, read)
 
 
 def _read_by_a_token(model: Any) -> int:
@@ -224,3 +235,25 @@ class TorchVision(Encoder):
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         self.model = None
+
+
+class TorchDual(TorchVision):
+    """A tower for images and one for texts."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        from greenllm.export import dual
+
+        super().__init__(checkpoint, model)
+        self._features = dual.features
+        self.reader = Reader(checkpoint.path, dual.facts(checkpoint, model))
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """See :meth:`greenllm.pairs.Reader.tokens`."""
+        return self.reader.tokens(texts)
+
+    @torch.no_grad()
+    def encode(self, batch: Any) -> NDArray[np.float32]:
+        """Vectors of images (pixels) or of texts (tokens); see :class:`greenllm.bench.runners.Runner`."""
+        sees = isinstance(batch[0], np.ndarray)
+        feed: dict[str, Any] = {"pixel_values": np.stack(batch)} if sees else dict(self.reader.feed(batch))
+        return self._features(self.model, {n: torch.from_numpy(v) for n, v in feed.items()}).numpy()
