@@ -32,7 +32,7 @@ METRICS: dict[str, Metric] = {
     "top1": Metric("Same most likely token or class", "Quality", "higher"),
     "cosine": Metric("Cosine to the baseline's embedding", "Quality", "higher"),
     "cosine_text": Metric("Cosine of texts to the baseline's", "Quality", "higher"),
-    "neighbour": Metric("Same nearest sentence", "Quality", "higher"),
+    "neighbour": Metric("Same nearest neighbour", "Quality", "higher"),
     "spearman": Metric("Spearman on sentence pairs", "Quality", "higher"),
     "prefill": Metric("Prefill", "Speed", "higher"),
     "first_token": Metric("Time to first token", "Speed", "lower"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.images import pictures
 from greenllm.pairs import TEXT, Facts, Reader, said_of
-from greenllm.tokens import Tokenizer, read_json
+from greenllm.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ GRAPHS = (SIGHT, TEXT)
 INPUTS = (("pixel_values",), ("input_ids", "attention_mask"))
 _TEXTS = said_of(["cat", "small dog on a red sofa", "ship"])
 _PICTURES = 3
-TEXTS = f"noise that falls as 1/f, as in photographs; texts such as {_TEXTS[0]!r}"
+ASKED = f"noise that falls as 1/f, as in photographs; texts such as {_TEXTS[0]!r}"
 _ALIKE = 1e-3  # of a vector's length: sums in another order
 
 
@@ -78,24 +78,31 @@ def facts(checkpoint: Checkpoint, model: PreTrainedModel) -> Facts:
     A model whose vector of a text changes with padding behind it that is masked was trained with it (SigLIP).
 
     Raises:
-        GreenError: it has no tokenizer, or no scale.
+        GreenError: it has no tokenizer, no scale, or no token that pads and needs one.
     """
     scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
     if not isinstance(scale, Tensor):
         raise GreenError(f"{checkpoint.path}: {type(model).__name__} has no logit_scale: what do its cosines mean?")
-    texts = Tokenizer(checkpoint.path)
-    pad = texts.special("pad")
+    inner = checkpoint.config.text_config
+    pad = Tokenizer(checkpoint.path).special("pad")
+    pad = getattr(inner, "pad_token_id", None) if pad is None else pad
     told: dict[str, Any] = {
-        "length": int(checkpoint.config.text_config.max_position_embeddings),
-        "pad": pad if pad is not None else int(read_json(checkpoint.path / "config.json").get("pad_token_id") or 0),
+        "length": int(inner.max_position_embeddings),
+        "pad": pad or 0,  # behind a mask any will do
         "scale": float(scale.exp()),
         "bias": float(bias) if isinstance(bias, Tensor) else None,
     }
     free = Reader(checkpoint.path, Facts(whole=False, **told))
     short, longer = free.tokens(_TEXTS[:2])
-    alone, beside = (_tensors(free.feed(batch)) for batch in ([short], [short, longer]))
+    alone, beside = (tensors(free.feed(batch)) for batch in ([short], [short, longer]))
     want, got = features(model, alone)[0], features(model, beside)[0]
-    return Facts(whole=bool((got - want).norm() > _ALIKE * want.norm()), **told)
+    whole = bool((got - want).norm() > _ALIKE * want.norm())
+    if whole and pad is None:
+        raise GreenError(
+            f"{checkpoint.path}: its texts are padded to {told['length']} tokens, and no file says with which token.",
+            "Name it: pad_token in tokenizer_config.json.",
+        )
+    return Facts(whole=whole, **told)
 
 
 def seen(checkpoint: Checkpoint, model: PreTrainedModel) -> list[dict[str, NDArray[Any]]]:
@@ -108,8 +115,9 @@ def seen(checkpoint: Checkpoint, model: PreTrainedModel) -> list[dict[str, NDArr
 @torch.no_grad()
 def in_torch(model: PreTrainedModel, asked: list[dict[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
     """Vectors [N, K] of each tower."""
-    return [features(model, _tensors(feed)).numpy() for feed in asked]
+    return [features(model, tensors(feed)).numpy() for feed in asked]
 
 
-def _tensors(feed: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
+def tensors(feed: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """A graph's inputs as torch takes them."""
     return {name: torch.from_numpy(values) for name, values in feed.items()}

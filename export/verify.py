@@ -21,6 +21,7 @@ from greenllm.images import answer_of, pictures
 from greenllm.quantize.activations import InputGrid, Inputs, dynamic_round
 from greenllm.quantize.linear import set_weight
 from greenllm.quantize.packed import Packed
+from greenllm.tokens import Tokenizer
 
 _TOKENS, _STEPS = 48, 4
 _PICTURES = 3
@@ -33,6 +34,7 @@ _RELATIVE = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.15}
 # put a code here and there one higher, so that after some layers the two errors are unlike but equally large.
 _ALIKE = 1.25
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_SAVE_TOKENIZER = "Save transformers' own: AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(CHECKPOINT)."
 _SLACK = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # in logits, between two runs of one graph
 
 
@@ -127,7 +129,11 @@ def _match(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic, inputs: I
         alike = dual.in_torch(model, asked)
     del model
     pages.give_back()
-    found: dict[str, Any] = {"against": "torch fp32", "input": dual.TEXTS, "max_relative_error": 0.0}
+    found: dict[str, Any] = {"against": "torch fp32", "input": dual.ASKED, "max_relative_error": 0.0}
+    try:
+        found["tokenizer_departs"] = departing_texts(checkpoint, Tokenizer(path), _SAVE_TOKENIZER)
+    except ImportError as e:  # SigLIP's own takes sentencepiece
+        found["tokenizer_unchecked"] = str(e).strip().splitlines()[0]
     for name, graph, feed, true, rounded in zip(("images", "texts"), dual.GRAPHS, asked, want, alike, strict=True):
         (got,) = _session(path, graph).run(None, feed)
         if got.shape != true.shape or not np.isfinite(got).all():

@@ -54,7 +54,7 @@ def run(
         directory = generate.find(path)
         able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
         if asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
-            match.show(directory, *asked, prompt or pairs.TEMPLATE, threads=threads)
+            match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
             return
         transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others)
         if clip is not None:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, source
+from greenllm import artifact, pairs, source
 from greenllm.artifact import Source
 from greenllm.errors import GreenError
 from greenllm.quantize import activations, bnb
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
 IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
 SPEECH = "automatic-speech-recognition"
-PAIRS = "zero-shot-image-classification"  # images and texts side by side: CLIP, SigLIP and their like
+PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
 SEEING = (*IMAGES, PAIRS)
 _INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}

@@ -63,6 +63,10 @@ class Tokenizer:
         """The text of tokens, special ones left out."""
         return str(self.inner.decode(ids))
 
+    def encode(self, text: str) -> list[int]:
+        """A text with all special tokens that the tokenizer itself puts around it."""
+        return list(self.inner.encode(text).ids)
+
     def plain(self, text: str) -> list[int]:
         """A text without the tokenizer's own first tokens."""
         return list(self.inner.encode(text, add_special_tokens=False).ids)

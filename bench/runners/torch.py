@@ -26,7 +26,6 @@ from greenllm.checkpoint import (
     open_checkpoint,
 )  # fmt: skip
 from greenllm.errors import GreenError
-from greenllm.pairs import Reader
 
 
 def load(path: str, threads: int) -> Runner:
@@ -37,8 +36,12 @@ def load(path: str, threads: int) -> Runner:
     model = checkpoint.load_model()
     if adapted:
         adapters.load(model, path)
+    if checkpoint.task == PAIRS:
+        from greenllm.bench.runners.torch_dual import TorchDual
+
+        return TorchDual(checkpoint, model)
     kinds: dict[str, Any] = {
-        GENERATION: TorchDecoder, SPEECH: TorchListener, PAIRS: TorchDual, **dict.fromkeys(IMAGES, TorchVision),
+        GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
     }  # fmt: skip
     return cast("Runner", kinds.get(checkpoint.task, TorchEncoder)(checkpoint, model))
 
@@ -235,25 +238,3 @@ class TorchVision(Encoder):
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         self.model = None
-
-
-class TorchDual(TorchVision):
-    """A tower for images and one for texts."""
-
-    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
-        from greenllm.export import dual
-
-        super().__init__(checkpoint, model)
-        self._features = dual.features
-        self.reader = Reader(checkpoint.path, dual.facts(checkpoint, model))
-
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """See :meth:`greenllm.pairs.Reader.tokens`."""
-        return self.reader.tokens(texts)
-
-    @torch.no_grad()
-    def encode(self, batch: Any) -> NDArray[np.float32]:
-        """Vectors of images (pixels) or of texts (tokens); see :class:`greenllm.bench.runners.Runner`."""
-        sees = isinstance(batch[0], np.ndarray)
-        feed: dict[str, Any] = {"pixel_values": np.stack(batch)} if sees else dict(self.reader.feed(batch))
-        return self._features(self.model, {n: torch.from_numpy(v) for n, v in feed.items()}).numpy()

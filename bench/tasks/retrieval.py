@@ -13,6 +13,7 @@ from greenllm.bench.results import Score, TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks import zeroshot
 from greenllm.bench.tasks.flips import Said
+from greenllm.bench.tasks.groups import subgroups
 from greenllm.bench.tasks.items import Captioned, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.pairs import unit
@@ -26,9 +27,10 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     del chat  # checked before: nobody talks here
     items = [i for i in task.items if isinstance(i, Captioned)]
     files, captions = list(dict.fromkeys(str(i.file) for i in items)), zeroshot.texts(task)
+    row, column = ({name: n for n, name in enumerate(names)} for names in (files, captions))
     belongs = np.zeros((len(files), len(captions)), bool)
     for i in items:
-        belongs[files.index(str(i.file)), captions.index(i.caption)] = True
+        belongs[row[str(i.file)], column[i.caption]] = True
     seen = []
     for at in range(0, len(files), _BATCH):
         seen.append(who.model.call("look", files[at : at + _BATCH]))
@@ -36,13 +38,16 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     near = unit(np.concatenate(seen)) @ zeroshot.read(who, captions).T
     base = session.rows[0].tasks.get(task.name)
     scores = _scores(near, belongs, base.scores if base else {})
+    first = {str(i.file): i for i in reversed(items)}
+    right = list(map(int, scores["caption_r1"].values))
+    scores |= subgroups(right, [first[f] for f in files], base.scores["caption_r1"] if base else None, "caption_r1")
     note = f"{len(files)} images, {len(captions)} captions"
     chance = float(belongs.mean(axis=1).mean())
     who.row.tasks[task.name] = TaskResult(total=task.total, chance=chance, scores=scores, note=note)
-    first = near.argmax(axis=1)
+    nearest = near.argmax(axis=1)
     return [
         Said(file, int(c), captions[c], bool(belongs[i, c]))
-        for i, (file, c) in enumerate(zip(files, first.tolist(), strict=True))
+        for i, (file, c) in enumerate(zip(files, nearest.tolist(), strict=True))
     ]
 
 
