@@ -124,10 +124,15 @@ def _sentences(s: dict[str, Any]) -> str:
 
 
 def _images(s: dict[str, Any]) -> str:
+    if "texts" in s:
+        return (
+            f"{s['images'][0].upper()}{s['images'][1:]}: cosine of model's and baseline's vectors, and how often the "
+            f"nearest other image is the same. The same cosine of {s['texts']}. Intervals: BCa bootstrap."
+        )
     return (
         f"{s['images'][0].upper()}{s['images'][1:]}: cosine of model's and baseline's logits (of the pooled states, "
         "where there are no classes), and how often the likeliest class (else the nearest other image) is the same. "
-        "Interval: BCa bootstrap over images." + (f" The same cosine of {s['texts']}." if "texts" in s else "")
+        "Interval: BCa bootstrap over images."
     )
 
 
