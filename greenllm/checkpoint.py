@@ -89,9 +89,15 @@ class Checkpoint:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the pixels that a vision encoder takes."""
+        """Channels, height and width of the pixels that a vision encoder takes.
+
+        Raises:
+            GreenError: they are not of one size.
+        """
         config = self.config.vision_config if self.task == PAIRS else self.config
-        size = config.image_size
+        size = getattr(config, "image_size", None)
+        if size is None:
+            raise GreenError(f"{self.path}: no image_size in its configuration; only images of one size are taken.")
         height, width = (size, size) if isinstance(size, int) else size
         return int(config.num_channels), int(height), int(width)
 

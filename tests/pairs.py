@@ -64,7 +64,7 @@ def coloured(folder, count, *, seed=0):
         noise = rng.normal(COLOURS[label], 60, (20 + i, 31, 3)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noise).save(folder / f"{i}.png")
         labels.append({"image": f"{i}.png", "label": label})
-        captions.append({"image": f"{i}.png", "caption": f"number {i} is {label}"})
+        captions.append({"image": f"{i}.png", "caption": f"number {i} is {label}", "group": ("even", "odd")[i % 2]})
     for name, rows in (("labels", labels), ("captions", captions)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder

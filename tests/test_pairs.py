@@ -18,6 +18,7 @@ from greenllm.bench.tasks import read, retrieval, zeroshot
 from greenllm.checkpoint import open_checkpoint
 from greenllm.cli import main
 from greenllm.errors import GreenError
+from greenllm.export import dual
 from greenllm.export.bundle import bundle
 from greenllm.generate import load
 
@@ -73,6 +74,10 @@ def theirs(path, kind, texts):
     with torch.no_grad():
         out = model(pixel_values=x, **fed)
     return out.image_embeds.numpy(), out.text_embeds.numpy(), out.logits_per_image.numpy()
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def asked(capsys, *arguments):
@@ -143,6 +148,8 @@ def test_bench_scores_are_those_of_torch(home, int8, tmp_path):
         order = (-near).argsort(1)
         for k in (1, 5, 10):
             assert pair.scores[f"{way}_r{k}"].values == [float(i in row[:k]) for i, row in enumerate(order)]
+    for i, group in enumerate(("even", "odd")):
+        assert pair.scores[f"caption_r1: {group}"].values == pair.scores["caption_r1"].values[i::2]
     assert small.tasks[next(iter(small.tasks))].main.against is not None
     assert small["cosine"].value > 0.99
     assert small["cosine_text"].value > 0.99
@@ -185,6 +192,7 @@ def test_what_is_asked_amiss_is_told(home, int8, tmp_path, capsys):
         ([int8.path, "--image", image, "--labels", "cat"], "no labels to choose from"),
         ([int8.path, "--image", image, "--labels", "cat,,dog"], "no labels to choose from"),
         ([int8.path, "--image", image, "--labels", "cat,cat"], "no labels to choose from"),
+        ([int8.path, "", "--image", image, "--labels", "cat,dog"], "no place for a label"),
         ([int8.path, "no place", "--image", image, "--labels", "cat,dog"], "no place for a label"),
         ([int8.path, "--image", image, "--labels", f"cat,{'dog' * 30}"], "this model reads 64"),
         ([int8.path, "--image", tmp_path / "cut.png", "--labels", "cat,dog"], "cannot be read as an image"),
@@ -199,6 +207,30 @@ def test_what_is_asked_amiss_is_told(home, int8, tmp_path, capsys):
         load(int8.path)
     with pytest.raises(GreenError, match="bundles are made of models of text"):
         bundle(int8, tmp_path / "bundle")
+
+
+def test_texts_that_transformers_splits_otherwise_are_no_export(home, tmp_path):
+    """A ``tokenizer.json`` that keeps capitals, under the name of a tokenizer that does not."""
+    shutil.copytree(home / "clip", tmp_path / "clip")
+    edit(tmp_path / "clip/tokenizer_config.json", tokenizer_class="CLIPTokenizer")
+    with pytest.raises(GreenError, match="splits English text otherwise"):
+        greenllm.export(tmp_path / "clip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_says_too_little_is_refused(home, tmp_path):
+    for kind in KINDS:
+        shutil.copytree(home / kind, tmp_path / kind)
+    edit(tmp_path / "siglip/tokenizer_config.json", pad_token=None)
+    config = json.loads((tmp_path / "siglip/config.json").read_text())
+    edit(tmp_path / "siglip/config.json", text_config=config["text_config"] | {"pad_token_id": None})
+    source = open_checkpoint(tmp_path / "siglip")
+    with pytest.raises(GreenError, match="no file says with which token"):
+        dual.facts(source, source.load_model())
+    source = open_checkpoint(tmp_path / "clip")
+    del source.config.vision_config.image_size
+    with pytest.raises(GreenError, match="no image_size"):
+        source.image_shape  # noqa: B018
 
 
 def test_a_model_that_only_sees_reads_no_labels(home, int8, tmp_path, capsys):
