@@ -146,8 +146,8 @@ def _compare(
     half: Arithmetic = "fp16" if kind == "tensorrt" and compute == "fp16" else "fp32"
     found = verify(source, part, kind, arithmetic="int8" if int8 else half, inputs=inputs)
     progress.advance()
-    if why := found.get("tokenizer_unchecked"):
-        progress.note(f"WARNING. How texts are split was not compared with Hugging Face's tokenizer: {why}")
+    if unchecked := found.get("tokenizer_unchecked"):
+        progress.note(f"WARNING. How texts are split was not compared with Hugging Face's tokenizer: {unchecked}")
     for text in found.get("tokenizer_departs", []):
         progress.note(f"WARNING. The exported tokenizer splits this otherwise than Hugging Face's: {text[:60]!r}")
     return found
