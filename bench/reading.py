@@ -43,7 +43,7 @@ def check(session: Session, tasks: Sequence[Task]) -> None:
 
 def quality(session: Session, tasks: Sequence[Task], effort: Effort) -> str:
     """Vectors of texts beside the baseline's, and how fast one text is read; returns which texts."""
-    told = zeroshot.texts(tasks[0])[: effort.sentences] if tasks else _sentences(effort.sentences)
+    told = zeroshot.texts(tasks[0])[: effort.sentences] if tasks else _sentences(session, effort.sentences)
     source = None
     for who in list(session.live):
         with session.watching(who, "texts"):
@@ -80,7 +80,17 @@ def _turn(who: Contender, seconds: float) -> list[latency.Query]:
     return found
 
 
-def _sentences(count: int) -> list[str]:
-    """Beginnings of sentences of the text that comes with Python, as short as captions are."""
-    found = texts.sentences(texts.read(None).text, count)
-    return list(dict.fromkeys(" ".join(s.split()[:_WORDS]) for s in found))
+def _sentences(session: Session, count: int) -> list[str]:
+    """Beginnings of sentences of the text that comes with Python, as short as captions are and as all models read."""
+    found = [" ".join(s.split()[:_WORDS]) for s in texts.sentences(texts.read(None).text, count)]
+    return [text for text in dict.fromkeys(found) if all(_reads(who, text) for who in session.live)] or [TEXT]
+
+
+def _reads(who: Contender, text: str) -> bool:
+    try:
+        who.model.call("tokens", [text])
+    except Failed as e:
+        if e.users:  # too long for it
+            return False
+        raise
+    return True

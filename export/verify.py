@@ -120,6 +120,11 @@ def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[st
 
 def _match(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic, inputs: Inputs) -> dict[str, Any]:
     """Of a model for images and texts both graphs: the vectors of pictures and of texts."""
+    found: dict[str, Any] = {"against": "torch fp32", "input": dual.ASKED, "max_relative_error": 0.0}
+    try:
+        found["tokenizer_departs"] = departing_texts(checkpoint, Tokenizer(path), _SAVE_TOKENIZER)
+    except ImportError as e:  # SigLIP's own takes sentencepiece
+        found["tokenizer_unchecked"] = str(e).strip().splitlines()[0]
     model = checkpoint.load_model()
     asked = dual.seen(checkpoint, model)
     want = dual.in_torch(model, asked)
@@ -129,11 +134,6 @@ def _match(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic, inputs: I
         alike = dual.in_torch(model, asked)
     del model
     pages.give_back()
-    found: dict[str, Any] = {"against": "torch fp32", "input": dual.ASKED, "max_relative_error": 0.0}
-    try:
-        found["tokenizer_departs"] = departing_texts(checkpoint, Tokenizer(path), _SAVE_TOKENIZER)
-    except ImportError as e:  # SigLIP's own takes sentencepiece
-        found["tokenizer_unchecked"] = str(e).strip().splitlines()[0]
     for name, graph, feed, true, rounded in zip(("images", "texts"), dual.GRAPHS, asked, want, alike, strict=True):
         (got,) = _session(path, graph).run(None, feed)
         if got.shape != true.shape or not np.isfinite(got).all():

@@ -99,7 +99,7 @@ class Checkpoint:
         if size is None:
             raise GreenError(f"{self.path}: no image_size in its configuration; only images of one size are taken.")
         height, width = (size, size) if isinstance(size, int) else size
-        return int(config.num_channels), int(height), int(width)
+        return int(getattr(config, "num_channels", 3)), int(height), int(width)  # BLIP's has none: RGB
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -240,7 +240,8 @@ class Checkpoint:
             return "", ""
         names = {id(m): n for n, m in model.named_modules()}
         if self.task == PAIRS:
-            return names.get(id(model.text_model.get_input_embeddings()), ""), ""
+            words = next((m for m in model.text_model.modules() if isinstance(m, nn.Embedding)), None)
+            return names.get(id(words), ""), ""
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         return names.get(id(embedding), ""), names.get(id(head), "") if head is not None else ""
 
