@@ -371,8 +371,11 @@ def _parts(model: Any) -> tuple[nn.Module, ...]:
 
 def paired(model: Any) -> bool:
     """Whether a model, or its class, has a tower for images and one for texts."""
-    towers = {"vision_config", "text_config"} <= set(getattr(getattr(model, "config_class", None), "sub_configs", ()))
-    return towers and hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    return _sees_and_reads(model) and hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+
+
+def _sees_and_reads(model: Any) -> bool:
+    return {"vision_config", "text_config"} <= set(getattr(getattr(model, "config_class", None), "sub_configs", ()))
 
 
 def forward(model: Any, batch: dict[str, Tensor]) -> None:
@@ -423,9 +426,9 @@ def _task(config: PretrainedConfig) -> str:
             return task
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
         known = _class(FEATURES, config)
-        if not paired(known):
+        if not _sees_and_reads(known):
             return IMAGE_FEATURES if known.main_input_name == "pixel_values" else FEATURES
-        if name == known.__name__:  # and not, say, what writes captions
+        if paired(known) and name == known.__name__:  # and not what writes about an image
             return PAIRS
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 

@@ -232,6 +232,9 @@ def test_a_model_that_says_too_little_is_refused(home, tmp_path):
     source.config = Siglip2Config()  # of images of any size
     with pytest.raises(GreenError, match="no image_size"):
         source.image_shape  # noqa: B018
+    edit(tmp_path / "clip/config.json", model_type="llava", architectures=["LlavaForConditionalGeneration"])
+    with pytest.raises(GreenError, match="LlavaForConditionalGeneration is not supported yet"):
+        open_checkpoint(tmp_path / "clip")
 
 
 def test_a_model_that_only_sees_reads_no_labels(home, int8, tmp_path, capsys):
