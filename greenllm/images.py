@@ -26,8 +26,8 @@ def opened(file: Path) -> Image.Image:
     """An image as RGB, upright.
 
     Raises:
-        GreenError: it is damaged, of another format than JPEG, PNG, WebP and BMP, or has far too many pixels; or there is
-            no Pillow.
+        GreenError: it is damaged, of another format than JPEG, PNG, WebP and BMP, or has far too many pixels; or
+            Pillow is not installed.
     """
     try:
         from PIL import Image, ImageOps
