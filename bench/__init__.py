@@ -18,7 +18,7 @@ from greenllm.bench.models import find_all
 from greenllm.bench.require import decide, parse
 from greenllm.bench.results import METRICS, Results, Row, machine
 from greenllm.bench.session import EFFORTS, Effort, Query, Session
-from greenllm.bench.tasks import public, read_all, robust
+from greenllm.bench.tasks import public, read_all, robust, toxicity
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
@@ -36,6 +36,7 @@ def bench(
     tasks: Sequence[str | Path] = (),
     suites: Sequence[str] = (),
     data: str | Path | None = None,
+    words: str | Path | None = None,
     lm_eval: Sequence[str] = (),
     chat: bool = False,
     bisect: bool = False,
@@ -74,6 +75,7 @@ def bench(
             "robustness": disturbed copies of ``tasks``, of all kinds or those named: see
             :mod:`greenllm.bench.tasks.robust`.
         data: the directory of the suites' sets as they are published, or of their directories.
+        words: file of words, one a line, by which what is written after prompts is judged toxic.
         lm_eval: tasks of lm-eval, by its names or as ``.yaml`` files; their data may come from a hub.
         chat: ask tasks in each model's chat template; perplexity is of plain text in any case.
         bisect: look for the first block in which each graph departs from the baseline, a checkpoint.
@@ -132,7 +134,7 @@ def bench(
     asked = Asked(
         effort=tried, query=Query(prompt_tokens, answer_tokens), window=window, corpus=texts.read(text),
         pairs=fidelity.read_pairs(Path(pairs)) if pairs else None,
-        tasks=[*own, *public.files(sets, data, limit)], disturbed=disturbed,
+        tasks=toxicity.listed([*own, *public.files(sets, data, limit)], words), disturbed=disturbed,
         harness=harness([*lm_eval, *public.harness(sets, data)]), limit=limit, chat=chat, bisect=bisect,
         lengths=check_lengths(lengths), batches=check_batches(batches), loads=tried.loads if loads is None else loads,
         energy=Spent(meter, grid, share) if energy else None,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greenllm.bench import answers, latency, perplexity
-from greenllm.bench.runners import Info, Runner, loader
+from greenllm.bench.runners import CPU, Info, Runner, Where, loader
 from greenllm.bench.texts import Tokens
 from greenllm.errors import GreenError
 
@@ -29,9 +29,10 @@ class Server:
     def __init__(self) -> None:
         self._runner: Runner | None = None
 
-    def load(self, runner: str, path: str, threads: int) -> Info:
+    def load(self, runner: str, path: str, threads: int, where: Where = CPU) -> Info:
         """Load the model; everything else comes after."""
-        self._runner = loader(runner).load(path, threads)
+        on: dict[str, Any] = {"where": where} if where.gpu else {}
+        self._runner = loader(runner).load(path, threads, **on)
         return self._runner.info
 
     def queries(self, prompt: Any, answer: int, seconds: float) -> list[latency.Query]:
@@ -131,6 +132,12 @@ class Server:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
         raise GreenError("This system does not say how much memory a process used (no VmHWM).")
+
+    def gpu(self) -> tuple[int, float]:
+        """Bytes of GPUs' memory that this process holds, and bytes a second that the first GPU copies."""
+        from greenllm.bench.runners import cuda
+
+        return cuda.held(), cuda.copy_bandwidth()
 
     @property
     def _ready(self) -> Runner:

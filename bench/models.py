@@ -12,7 +12,7 @@ from pathlib import Path
 from greenllm import artifact
 from greenllm.artifact import Artifact, Manifest
 from greenllm.bench.results import Provenance
-from greenllm.bench.runners import RUNNERS
+from greenllm.bench.runners import CPU, GPU_RUNNERS, RUNNERS, Where
 from greenllm.errors import GreenError
 
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+$")
@@ -30,6 +30,7 @@ class Target:
     path: str
     runner: str
     manifest: Manifest | None = None
+    where: Where = CPU
 
     def provenance(self) -> Provenance:
         """How it was made, as its manifest says."""
@@ -43,15 +44,31 @@ def find(model: str | Path | Artifact) -> Target:
     """Find a model: an artifact (its deployable part), a directory, a ``.gguf`` file or a hub id.
 
     A ``.gguf`` file is run by llama.cpp; ``torch:file.gguf`` runs its weights in torch. The name of any engine
-    may stand before a path in this way.
+    may stand before a path in this way; or ``gpu`` with what follows in :class:`greenllm.bench.runners.Where`, for
+    the same engine on an NVIDIA GPU.
 
     Raises:
         GreenError: nothing there, no model in it, an artifact that is damaged, or an engine that is not installed.
     """
     engine, colon, rest = str(model).partition(":")
-    found = dataclasses.replace(_find(rest), runner=engine) if colon and engine in RUNNERS else _find(model)
+    if colon and engine.partition("-")[0] == "gpu":
+        found = _on_gpu(find(rest), engine)
+    else:
+        found = dataclasses.replace(_find(rest), runner=engine) if colon and engine in RUNNERS else _find(model)
     check_engine(found.runner, str(model))
     return found
+
+
+def _on_gpu(found: Target, words: str) -> Target:
+    where = Where.parse(words)
+    if found.runner not in GPU_RUNNERS:
+        raise GreenError(
+            f"{words}:{found.path} is run by {found.runner}, for which this bench does not choose a GPU.",
+            f"It does for {' and '.join(GPU_RUNNERS)}; an engine of TensorRT runs on one by itself.",
+        )
+    if found.runner != "torch" and where != Where(gpu=True):
+        raise GreenError(f"{words}:{found.path}: a graph has types of its own and is not compiled.", "Write gpu:PATH.")
+    return dataclasses.replace(found, name=f"{found.name} ({words})", where=where)
 
 
 def check_engine(runner: str, model: str) -> None:
@@ -117,8 +134,8 @@ def find_all(
         found = [dataclasses.replace(t, name=n) for t, n in zip(found, names, strict=True)]
     if baseline is not None:
         base = find(baseline)
-        rest = [t for t in found if t.path != base.path]
-        same = [t for t in found if t.path == base.path]
+        rest = [t for t in found if (t.path, t.where) != (base.path, base.where)]
+        same = [t for t in found if (t.path, t.where) == (base.path, base.where)]
         found = [*(same or [base]), *rest]
     return _unique(found)
 

@@ -21,12 +21,13 @@ from greenllm.errors import GreenError
 _SCORES = {  # of tasks, by requirement; each is decided task by task
     "wer": ("wer",), "bias": ("pct_stereotype", "amb_bias_score", "disamb_bias_score"),
     "refusal": ("refusal_unsafe",), "over_refusal": ("refusal_safe",), "worst_group": ("worst_group",), "gap": ("gap",),
+    "toxicity": ("toxic",),
 }  # fmt: skip
 ACCURACY = "accuracy"  # the main score of tasks whose main one is none of these
 _NO_ACCURACY = {"likelihood_diff", *(s for names in _SCORES.values() for s in names)}
 ROBUSTNESS = "robustness"  # what is kept of the score: the mean of all kinds, or with _KIND of that kind
 _POINTS = (ACCURACY, *_SCORES, ROBUSTNESS, *(f"{ROBUSTNESS}_{kind}" for kind in NAMES))
-_LOWER = {"wer", "bias", "over_refusal", "gap"}
+_LOWER = {"wer", "bias", "over_refusal", "gap", "toxicity"}
 _SHORT = {
     "ppl": "perplexity", "gco2e": "carbon_gross", "energy": "energy_gross", "size": "disk", "bits": "bits_per_weight",
     "latency": "token_p50",

@@ -55,6 +55,7 @@ METRICS: dict[str, Metric] = {
     "disk": Metric("On disk", "Size", "lower"),
     "bits_per_weight": Metric("Bits per weight of the baseline", "Size", "lower"),
     "memory": Metric("Peak memory", "Size", "lower"),
+    "gpu_memory": Metric("Memory of the GPU", "Size", "lower"),
     "energy_gross": Metric("Energy per query, gross", "Energy", "lower"),
     "energy_net": Metric("Energy per query, net of idle", "Energy", "lower"),
     "energy_load": Metric("Energy of a start, gross", "Energy", "lower"),

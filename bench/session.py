@@ -75,6 +75,7 @@ class Contender:
     model: Model
     info: Info = field(default_factory=lambda: Info("", Path()))
     weights: int = 0  # bytes that a token reads
+    copies: float = 0.0  # bytes a second that its GPU copies, read and written
     windows: texts.Windows | None = None
     prompt: Any = field(default_factory=list)  # tokens, the pixels of an image, or a clip, float32 [samples]
     rounds: latency.Rounds = field(default_factory=lambda: latency.Rounds(0))
@@ -168,7 +169,7 @@ class Session:
         return self._stack.enter_context(Model(self.threads))
 
     def _send(self, who: Contender) -> None:
-        who.model.send("load", who.target.runner, who.target.path, self.threads)
+        who.model.send("load", who.target.runner, who.target.path, self.threads, who.target.where)
 
     def begin(self, who: Contender) -> None:
         """Begin to start a closed model again, without waiting."""

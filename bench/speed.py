@@ -14,8 +14,10 @@ from greenllm.bench import latency
 from greenllm.bench.bandwidth import read_bandwidth
 from greenllm.bench.disturbance import Watch
 from greenllm.bench.measurement import Measurement
+from greenllm.bench.process import Failed
 from greenllm.bench.session import Contender, Effort, Query, Session
 
+_READS = "that this machine reads"
 _WARM_UP = 8  # tokens; enough to page everything in
 _APART = 10.0  # seconds from the end of a sitting to the next, unless nothing else is left to do
 _PATIENCE = 3  # turns, or two and twice the time, before disturbed ones count
@@ -129,12 +131,27 @@ def _bandwidth(who: Contender, read: float) -> None:
     decode = who.row.measurements.get("decode")
     if decode and who.weights:
         found = decode.scaled(who.weights / 1e9, "GB/s", "computed: bytes of its weights, times tokens a second")
-        share = f"{found.value / (read / 1e9):.0%} of the {read / 1e9:.1f} GB/s that this machine reads"
-        note = "of the GPU's memory" if who.info.gpu else share
-        who.row.measurements["bandwidth"] = found.model_copy(update={"note": note})
+        speed, what = (who.copies, "that its GPU copies, read and written") if who.info.gpu else (read, _READS)
+        share = f"{found.value * 1e9 / speed:.0%} of the {speed / 1e9:.1f} GB/s {what}" if speed else "of the GPU's"
+        who.row.measurements["bandwidth"] = found.model_copy(update={"note": share})
 
 
 def _memory(who: Contender) -> None:
     peak = who.model.call("peak_memory")
     note = "the most its process held resident (VmHWM) while loading and answering, Python and libraries included"
     who.row.measurements["memory"] = Measurement(value=peak / 1e6, unit="MB", n=1, method="measured:VmHWM", note=note)
+    if who.info.gpu:
+        _gpu(who)
+
+
+def _gpu(who: Contender) -> None:
+    try:
+        held, who.copies = who.model.call("gpu")
+    except Failed as e:
+        if not e.users:
+            raise
+        who.row.notes.append(f"the GPU's memory was not measured: {e}")
+        return
+    note = "what its process holds of GPUs' memory after answering, CUDA and caches of the allocator included"
+    found = Measurement(value=held / 1e6, unit="MB", n=1, method="measured:nvml", note=note)
+    who.row.measurements["gpu_memory"] = found

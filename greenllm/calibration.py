@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from greenllm import artifact, images
+from greenllm import artifact, gpu, images
 from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SPEECH, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
@@ -29,7 +29,7 @@ _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "promp
 
 def samples(
     checkpoint: Checkpoint, source: str, count: int, length: int, seed: int, progress: Progress | None = None,
-    sieve: Filter | None = None,
+    sieve: Filter | None = None, balance: str = "",
 ) -> Any:  # fmt: skip
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
@@ -44,6 +44,7 @@ def samples(
         seed: of sampling ("self") or of the choice of windows (text).
         progress: told about the model's own samples, which take a while.
         sieve: what texts go through first.
+        balance: key of the file's rows: as many samples of each of its values, a group of people say, as of another.
 
     Raises:
         GreenError: the file is empty or unreadable, a row is bad, or there is too little text.
@@ -63,7 +64,40 @@ def samples(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    tokens = tokens_of(tokenizer, source, count * length * 4, sieve)
+    if not balance:
+        return _windows(tokenizer, texts(source, sieve), source, count, length, seed, sieve)
+    groups = by_group(source, balance, sieve)
+    if len(groups) > count:
+        raise GreenError(f"{source} has {len(groups)} groups by {balance!r}, and {count} samples are asked for.")
+    shares = [count // len(groups) + (i < count % len(groups)) for i in range(len(groups))]
+    found = [
+        _windows(tokenizer, iter(each), f"{source}, {balance} {name!r},", share, length, seed, sieve)
+        for (name, each), share in zip(groups.items(), shares, strict=True)
+    ]
+    return torch.cat(found)
+
+
+def by_group(source: str, key: str, sieve: Filter | None = None) -> dict[str, list[str]]:
+    """The texts of a ``.jsonl`` file that ``sieve`` keeps, by what its rows have at ``key``, in order.
+
+    Raises:
+        GreenError: a row without it, or the same in all.
+    """
+    found: dict[str, list[str]] = {}
+    rows = rows_with_text(Path(source).expanduser())
+    for n, (row, text) in enumerate(rows if sieve is None else sieve.over(rows, lambda r: r[1]), 1):
+        if not isinstance(row.get(key), str | int):
+            raise GreenError(f"{source}, text {n}: no word or number at {key!r}.", "See --balance.")
+        found.setdefault(str(row[key]), []).append(text)
+    if len(found) < 2:  # noqa: PLR2004 - nothing to balance
+        raise GreenError(f"{source}: all rows have the same {key!r}.", "Name a key whose values differ: --balance.")
+    return dict(sorted(found.items()))
+
+
+def _windows(
+    tokenizer: Any, texts: Iterator[str], source: str, count: int, length: int, seed: int, sieve: Filter | None
+) -> Tensor:  # fmt: skip
+    tokens = _tokens(tokenizer, texts, count * length * 4)
     if len(tokens) < count * length:
         raise GreenError(
             f"{source} has {len(tokens)} tokens; {count} samples of {length} need {count * length}."
@@ -106,8 +140,12 @@ def tokens_of(tokenizer: Any, source: str, need: int, sieve: Filter | None = Non
     Raises:
         GreenError: see :func:`samples`.
     """
+    return _tokens(tokenizer, texts(source, sieve), need)
+
+
+def _tokens(tokenizer: Any, texts: Iterator[str], need: int) -> Tensor:
     found: list[int] = []
-    for text in texts(source, sieve):
+    for text in texts:
         found += tokenizer(text, verbose=False)["input_ids"]
         if len(found) >= need:
             break
@@ -128,7 +166,7 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
     vocabulary = int(checkpoint.config.vocab_size)
     if checkpoint.task != GENERATION:
         return torch.randint(vocabulary, (count, length), generator=generator)
-    model = checkpoint.load_model()
+    model = gpu.place(checkpoint.load_model())
     first = getattr(checkpoint.config, "bos_token_id", None)
     start = (
         torch.randint(vocabulary, (count, 1), generator=generator) if first is None else torch.full((count, 1), first)
@@ -141,9 +179,9 @@ def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, prog
 def _continue(model: Any, ids: Tensor, length: int, generator: torch.Generator, progress: Progress) -> Tensor:
     past = None
     for _ in range(length - 1):
-        out = model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+        out = model(input_ids=gpu.place(ids[:, -1:]), past_key_values=past, use_cache=True)
         past = out.past_key_values
-        ids = torch.cat([ids, _draw(out.logits[:, -1].float(), generator)], 1)
+        ids = torch.cat([ids, _draw(out.logits[:, -1].float(), generator).to(ids.device)], 1)
         progress.advance()
     progress.advance()
     return ids
@@ -152,7 +190,7 @@ def _continue(model: Any, ids: Tensor, length: int, generator: torch.Generator, 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token of each row's distribution, int64 [B, 1], by inverting its cumulative sum (multinomial is slow)."""
     sums = torch.softmax(logits, -1).cumsum(-1)
-    u = torch.rand(len(logits), 1, generator=generator) * sums[:, -1:]
+    u = torch.rand(len(logits), 1, generator=generator).to(sums.device) * sums[:, -1:]
     return torch.searchsorted(sums, u, right=True).clamp_max(logits.shape[1] - 1)
 
 
@@ -165,7 +203,8 @@ def _cache_bytes(checkpoint: Checkpoint, length: int) -> int:
 
 
 def _rows_at_a_time(checkpoint: Checkpoint, length: int) -> int:
-    return max(1, _CACHE // _cache_bytes(checkpoint, length))
+    room = torch.cuda.mem_get_info()[0] // 4 if gpu.kind() == "cuda" else _CACHE
+    return max(1, room // _cache_bytes(checkpoint, length))
 
 
 def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
@@ -175,7 +214,10 @@ def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
     rows = min(count, _rows_at_a_time(checkpoint, length))
     cache = _cache_bytes(checkpoint, length) * rows
     peak = BASE_BYTES + 4 * checkpoint.parameters + 1.2 * cache + 12 * rows * int(checkpoint.config.vocab_size)
-    step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * rows / flops_per_second() + 2 * cache / 6e9
+    if gpu.kind() == "cuda":  # 0.13 s on an H200 with 2900 rows, see bench/gpu.md
+        step = 0.03 + 2 * checkpoint.parameters * rows / 2e13 + 4 * cache / 3e12
+    else:
+        step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * rows / flops_per_second() + 2 * cache / 6e9
     return Estimate(2 + length * -(-count // rows) * step, peak)
 
 
@@ -198,6 +240,18 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
         hearing.clips(source, 1)
     elif source != "self" and (Path(source).suffix in (".txt", ".jsonl") or Path(source).exists()):
         next(iter(texts(source)))
+
+
+def check_balance(source: str, balance: str, checkpoint: Checkpoint) -> None:
+    """Refuse a key of groups before anything long begins; "" is none.
+
+    Raises:
+        GreenError: no ``.jsonl`` file of texts, or see :func:`by_group`.
+    """
+    if balance and (checkpoint.task in (*IMAGES, SPEECH) or Path(source).suffix != ".jsonl"):
+        raise GreenError(f"{source} has no rows with {balance!r} and a text.", "Balance the texts of a .jsonl file.")
+    if balance:
+        by_group(source, balance)
 
 
 def save(samples: Tensor | list[Batch], file: Path, dropped: dict[str, int]) -> None:

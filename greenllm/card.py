@@ -106,6 +106,8 @@ def _data(manifest: Manifest) -> str:
     if c := manifest.calibration:
         words = "its source's own words" if c.get("source") == "self" else str(c.get("source"))
         size = f"{c.get('samples')} samples" + (f" of {c['length']} tokens" if "length" in c else "")
+        if balance := c.get("balance"):
+            size += f", as many of each {_plain(balance)}"
         dropped = ", ".join(f"{n} {why}" for why, n in c.get("dropped", {}).items())
         lines.append(
             f"- Calibration: {_plain(words)}, {size}{f'; dropped first: {_plain(dropped)}' if dropped else ''}"

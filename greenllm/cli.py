@@ -182,6 +182,9 @@ def bench(
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="directory with the suites' sets as they are published")] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="words, one a line: answers to the suite safety are toxic that hold one")
+    ] = None,
     lm_eval: Annotated[
         list[str] | None, typer.Option(help="a task of lm-eval, by name or .yaml file; may be repeated")
     ] = None,
@@ -219,6 +222,7 @@ def bench(
             tasks=task or [],
             suites=suite or [],
             data=data,
+            words=words,
             lm_eval=lm_eval or [],
             chat=chat,
             bisect=bisect,

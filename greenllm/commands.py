@@ -40,7 +40,7 @@ def _command(name: str, kind: Any) -> Callable[..., None]:
         from greenllm.distill.processes import rank
         from greenllm.screen import Bars
 
-        calibration = {k: fields.pop(k) for k in ("calibration", "samples", "length") if asks}
+        calibration = {k: fields.pop(k) for k in ("calibration", "samples", "length", "balance") if asks}
         if asks:
             calibration["source"] = calibration.pop("calibration")
         made = recipe.Recipe(
@@ -67,6 +67,7 @@ def _command(name: str, kind: Any) -> Callable[..., None]:
             "calibration": (Annotated[str, option(help="self, a .txt or .jsonl file, or a hub data set")], "self"),
             "samples": (Annotated[int, option(min=1, help="number of calibration samples")], 64),
             "length": (Annotated[int, option(min=8, help="tokens in each")], 128),
+            "balance": (Annotated[str, option(help="key of a .jsonl's rows: as many samples of each value")], ""),
         }
     parameters = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a[0] if isinstance(a, tuple) else a,

@@ -82,12 +82,14 @@ def plan(
     for step in found.steps:
         step.check(checkpoint)
     if found.calibrated:
-        from greenllm.calibration import check_source
+        from greenllm.calibration import check_balance, check_source
 
         check_source(found.calibration.source, checkpoint)
+        check_balance(found.calibration.source, found.calibration.balance, checkpoint)
     fit = check_target(checkpoint, found, device, kind, context) if device else None
     here = kind not in ("tensorrt", "edge-llm")
-    return Plan(checkpoint, found, target or "", _estimate(checkpoint, found), _memory(), to, fit, here)
+    needs = _estimate(checkpoint, found, exported=device is not None)
+    return Plan(checkpoint, found, target or "", needs, _memory(), to, fit, here)
 
 
 def _check_input(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -118,8 +120,8 @@ def _set_budget(recipe: Recipe, bits: float | None, size: float | None) -> None:
     raise GreenError(f"The recipe {recipe.name} has no mixed step to give a budget to.", "Use --recipe mixed.")
 
 
-def _estimate(checkpoint: Checkpoint, recipe: Recipe) -> Estimate:
-    """Sum of the steps' seconds, largest of their peaks; sampling and export included."""
+def _estimate(checkpoint: Checkpoint, recipe: Recipe, *, exported: bool) -> Estimate:
+    """Sum of the steps' seconds, largest of their peaks; sampling included, and export where there is one."""
     from greenllm.calibration import estimate_own
     from greenllm.step import BASE_BYTES, Estimate
 
@@ -127,7 +129,8 @@ def _estimate(checkpoint: Checkpoint, recipe: Recipe) -> Estimate:
     parts = [s.estimate(checkpoint, c.samples * c.length) for s in recipe.steps]
     if recipe.calibrated and c.source == "self":
         parts.append(estimate_own(checkpoint, c.samples, c.length))
-    parts.append(Estimate(15 + checkpoint.parameters / 6e6, BASE_BYTES + 6 * checkpoint.parameters))
+    if exported:
+        parts.append(Estimate(15 + checkpoint.parameters / 6e6, BASE_BYTES + 6 * checkpoint.parameters))
     return Estimate(sum(p.seconds for p in parts), max(p.peak_bytes for p in parts))
 
 

@@ -27,6 +27,7 @@ class Calibration(BaseModel):
     samples: int = Field(64, ge=1, le=65536, description="number of samples")
     length: int = Field(128, ge=8, le=131072, description="tokens in each sample")
     clean: bool = Field(True, description="drop duplicates and personal data of a text first, and say how many")
+    balance: str = Field("", description="key of a .jsonl file's rows: as many samples of each of its values")
 
 
 class Recipe(BaseModel):

@@ -95,6 +95,7 @@ def _one_step(
         manifest = Manifest(
             kind="checkpoint", parents=current.parents, steps=[*records, record], seed=todo.recipe.seed,
             calibration=None if ids is None else describe(calibration.source, ids, todo.recipe.seed)
+            | ({"balance": calibration.balance} if calibration.balance else {})
             | ({"dropped": found} if (found := dropped_in(part / _SAMPLES)) else {}),
             energy=with_earlier(current.path, energy.get("energy")),
             details={"tied": result.get("tied", current.tied)},
@@ -114,7 +115,9 @@ def _samples(todo: Plan, part: Path, current: Checkpoint, progress: Progress) ->
     if not file.exists():
         c, kept = todo.recipe.calibration, file.with_suffix(".part")
         sieve = Filter() if c.clean else None
-        ids = calibration.samples(todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress, sieve)
+        ids = calibration.samples(
+            todo.checkpoint, c.source, c.samples, c.length, todo.recipe.seed, progress, sieve, c.balance
+        )
         pages.give_back()
         if sieve and sieve.dropped:
             progress.note(f"Calibration: of {c.source}, {sieve.words}.")

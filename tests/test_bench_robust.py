@@ -27,6 +27,7 @@ from greenllm.bench.tasks.items import Item, Pair, Picture, Task, Utterance
 from greenllm.bench.tasks.robust import curves, noise, prompts, typos
 from greenllm.bench.tasks.robust.homoglyphs import ALIKE
 from greenllm.bench.tasks.robust.kinds import KINDS, trapezoids
+from greenllm.bench.tasks.robust.texts import TEXTS
 from greenllm.cli import app
 from greenllm.errors import GreenError
 
@@ -75,7 +76,7 @@ def test_any_text_can_be_disturbed_and_nothing_else_is(text, percent, name):
 def test_as_much_is_changed_as_was_asked(name, percent):
     text = CHINESE * 10 if name == "width" else PROSE[:300]
     kind = TEXT_KINDS[name]
-    places = kind.copy.args[1](text)
+    places = TEXTS[name].places(text)
     found = edits(text, own(kind.copy(item(text), percent)))
     slack = 0.15 * percent / 100 * len(places) if name in ("typos", "spaces") else 0  # of neighbours two may be one
     assert percent / 100 * len(places) - 1 - slack <= found <= percent / 100 * len(places) + 1

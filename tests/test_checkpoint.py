@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_llama
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from greenllm import calibration, source
 from greenllm.checkpoint import blocks_of, open_checkpoint
@@ -221,6 +222,43 @@ def test_calibration_files_with_nothing_to_use(llama, tmp_path, name, text, says
     (tmp_path / name).write_text(text)
     with pytest.raises(GreenError, match=says):
         calibration.samples(open_checkpoint(llama), str(tmp_path / name), 4, 32, 0)
+
+
+def people(path, rows):
+    path.write_text("".join(json.dumps({"text": f"{w} " * 40, "who": w}) + "\n" for w in rows))
+    return str(path)
+
+
+def test_calibration_has_as_much_of_each_group(llama, tmp_path):
+    checkpoint = open_checkpoint(llama)
+    file = people(tmp_path / "t.jsonl", ["many"] * 60 + ["few"] * 9 + ["none"] * 9)
+    ids = calibration.samples(checkpoint, file, 7, 16, 0, balance="who")
+    tokenizer = Tokenizer.from_file(str(llama / "tokenizer.json"))
+    found = [tokenizer.decode(row.tolist()).split()[1] for row in ids]
+    assert [found.count(w) for w in ("few", "many", "none")] == [3, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "key", "count", "says"),
+    [
+        (["a", "b"], "age", 4, "text 1: no word or number at 'age'"),
+        (["a", "a"], "who", 4, "the same 'who'"),
+        (["a", "b", "c"], "who", 2, "3 groups by 'who', and 2 samples"),
+        (["a"] * 40 + ["few"], "who", 12, "who 'few', has .* tokens; 6 samples of 64 need"),
+    ],
+)
+def test_groups_that_cannot_be_balanced(llama, tmp_path, rows, key, count, says):
+    file = people(tmp_path / "t.jsonl", rows)
+    with pytest.raises(GreenError, match=says):
+        calibration.samples(open_checkpoint(llama), file, count, 64, 0, balance=key)
+
+
+def test_a_balance_of_what_has_no_groups_is_refused_before_the_work(llama, tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("the quick brown fox " * 100)
+    for origin in (str(text), "self"):
+        with pytest.raises(GreenError, match=r"Balance the texts of a \.jsonl"):
+            calibration.check_balance(origin, "who", open_checkpoint(llama))
 
 
 def test_calibration_is_the_same_for_the_same_seed(llama, tmp_path):

@@ -17,6 +17,7 @@ _WORDS = {
     "caption_r10": ", caption of an image, recall@10",
     "image_r1": ", image of a caption, recall@1", "image_r5": ", image of a caption, recall@5",
     "image_r10": ", image of a caption, recall@10",
+    "toxic": ", writes listed words",
     "refusal_unsafe": ", refuses unsafe prompts", "refusal_safe": ", refuses safe prompts",
 }  # fmt: skip
 

@@ -15,7 +15,42 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from greenllm.errors import GreenError
+
 RUNNERS = ("torch", "onnxruntime", "genai", "llamacpp", "openvino", "tensorrt")
+GPU_RUNNERS = ("torch", "onnxruntime")  # that run on the CPU unless they are asked for the GPU
+_TYPES = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Where:
+    """What computes: the CPU, or an NVIDIA GPU.
+
+    Attributes:
+        gpu: whether it is the GPU.
+        dtype: that torch computes in there, "fp32", "fp16" or "bf16"; "" for the checkpoint's own.
+        compiled: whether decoding goes through ``torch.compile``.
+    """
+
+    gpu: bool = False
+    dtype: str = ""
+    compiled: bool = False
+
+    @classmethod
+    def parse(cls, words: str) -> Where:
+        """Of ``gpu[-fp16][-compiled]``.
+
+        Raises:
+            GreenError: another word, or one twice.
+        """
+        first, *more = words.split("-")
+        types = [w for w in more if w in _TYPES]
+        if first != "gpu" or len(types) > 1 or sorted(more) != sorted([*types, *(["compiled"] * ("compiled" in more))]):
+            raise GreenError(f"{words!r} says no place to compute.", "Write gpu, gpu-fp16 or gpu-bf16-compiled.")
+        return cls(True, types[0] if types else "", "compiled" in more)
+
+
+CPU = Where()
 
 
 @dataclass(frozen=True)
@@ -94,7 +129,7 @@ class Loader(Protocol):
     """A module of this package."""
 
     def load(self, path: str, threads: int) -> Runner:
-        """Load the model at ``path``, computing with ``threads`` threads."""
+        """Load the model at ``path``, computing with ``threads`` threads; those of GPU_RUNNERS take a ``where`` too."""
 
 
 def loader(name: str) -> Loader:

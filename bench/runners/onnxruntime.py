@@ -1,7 +1,8 @@
-"""ONNX Runtime on the CPU: a plain ONNX graph with flat inputs, KV cache in and out."""
+"""ONNX Runtime on the CPU or a GPU: a plain ONNX graph with flat inputs, KV cache in and out."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from greenllm import artifact
 from greenllm.audio import ENCODER
-from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
+from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
 from greenllm.bench.runners.listener import OnnxListener
 from greenllm.bench.runners.values import values
 from greenllm.errors import GreenError
@@ -19,15 +20,22 @@ from greenllm.export.device.run import EXACT
 from greenllm.pairs import TEXT
 from greenllm.tokens import read_json
 
+_CUDA = "CUDAExecutionProvider"
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
           "tensor(int32)": np.int32}  # fmt: skip
 
 
-def load(path: str, threads: int) -> Runner:
-    """See :class:`greenllm.bench.runners.Loader`."""
+def load(path: str, threads: int, where: Where = CPU) -> Runner:
+    """See :class:`greenllm.bench.runners.Loader`.
+
+    Raises:
+        GreenError: no GPU that ONNX Runtime uses, or a graph that this bench runs on the CPU alone.
+    """
     directory = Path(path)
-    session = open_session(_graph(directory), threads)
+    session = open_session(_graph(directory), threads, where)
+    if where.gpu and "logits" not in {o.name for o in session.get_outputs()}:
+        raise GreenError(f"{path}: on a GPU this bench runs text generators in ONNX Runtime, nothing else.")
     if (encoder := directory / ENCODER).is_file():
         return OnnxListener(open_session(encoder, threads), session, _info(directory, ""))
     if (text := directory / TEXT).is_file():
@@ -52,14 +60,28 @@ def _graph(directory: Path) -> Path:
     raise GreenError(f"{directory} holds {len(found)} .onnx files and no model.onnx: which one is meant?")
 
 
-def open_session(graph: Path, threads: int) -> ort.InferenceSession:
-    """A graph, loaded for the CPU."""
+def open_session(graph: Path, threads: int, where: Where = CPU) -> ort.InferenceSession:
+    """A graph, loaded for the CPU or a GPU.
+
+    Raises:
+        GreenError: this ONNX Runtime has no provider for a GPU, or finds none: the CPU does not stand for it.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry(*EXACT)
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    if where.gpu and _CUDA not in ort.get_available_providers():
+        raise GreenError(
+            f"onnxruntime {ort.__version__} has no {_CUDA}.", "Install onnxruntime-gpu in place of onnxruntime."
+        )
+    if where.gpu:
+        ort.preload_dlls()  # of CUDA, where pip put them
+    providers = [_CUDA, "CPUExecutionProvider"] if where.gpu else ["CPUExecutionProvider"]
+    session = ort.InferenceSession(str(graph), options, providers=providers)
+    if session.get_providers()[0] != providers[0]:
+        raise GreenError(f"onnxruntime {ort.__version__} does not start its {_CUDA}: no GPU, or not its libraries?")
+    return session
 
 
 def _info(directory: Path, task: str, vocabulary: int = 0) -> Info:
@@ -112,6 +134,9 @@ class OnnxDecoder(Decoder):
         self._last_only = _FIRST in {i.name for i in session.get_overridable_initializers()}
         self._cache: list[Any] = []
         self._length = 0
+        if session.get_providers()[0] == _CUDA:
+            note = "ONNX Runtime, CUDA provider; what that has no kernel for runs on the CPU"
+            self.info = replace(self.info, gpu=True, notes=[note])
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
@@ -172,9 +197,24 @@ class OnnxDecoder(Decoder):
             every: ask for the logits of all positions a graph that gives the last one's otherwise.
         """
         feed = self._feed(batch, every=every)
-        logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
+        if self.info.gpu:
+            logits, *self._cache = self._bound(feed)
+        else:
+            logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
         self._length += len(batch[0])
         found: NDArray[Any] = logits.numpy()
+        return found
+
+    def _bound(self, feed: dict[str, ort.OrtValue]) -> list[ort.OrtValue]:
+        """The same with a cache that never leaves the GPU: a plain call brings every output back."""
+        binding = self.session.io_binding()
+        for name, value in feed.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")
+        for name in self._presents:
+            binding.bind_output(name, "cuda")
+        self.session.run_with_iobinding(binding)
+        found: list[ort.OrtValue] = binding.get_outputs()
         return found
 
     def _feed(self, batch: list[list[int]], *, every: bool) -> dict[str, ort.OrtValue]:

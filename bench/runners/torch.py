@@ -1,4 +1,4 @@
-"""PyTorch: a Hugging Face checkpoint as its authors run it, fp32, packed weights dequantized."""
+"""PyTorch: a Hugging Face checkpoint as its authors run it, fp32, packed weights dequantized; on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import StaticCache
 
 from greenllm import audio, images
 from greenllm.adapt import adapters
-from greenllm.bench.runners import Decoder, Encoder, Info, Runner, pooling
+from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
 from greenllm.checkpoint import (
     GENERATION,
     IMAGE_CLASSES,
@@ -27,15 +28,24 @@ from greenllm.checkpoint import (
 )  # fmt: skip
 from greenllm.errors import GreenError
 
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_ROOM = 256  # tokens: a fixed cache has a multiple of them
 
-def load(path: str, threads: int) -> Runner:
-    """See :class:`greenllm.bench.runners.Loader`."""
+
+def load(path: str, threads: int, where: Where = CPU) -> Runner:
+    """See :class:`greenllm.bench.runners.Loader`.
+
+    Raises:
+        GreenError: no GPU is here, or a model that this bench runs on the CPU alone.
+    """
     torch.set_num_threads(threads)
     adapted = adapters.is_adapter(path)
     checkpoint = adapters.open_base(path) if adapted else open_checkpoint(path)
     model = checkpoint.load_model()
     if adapted:
         adapters.load(model, path)
+    if where.gpu:
+        return on_gpu(checkpoint, model, where)
     if checkpoint.task == PAIRS:
         from greenllm.bench.runners.torch_dual import TorchDual
 
@@ -46,11 +56,28 @@ def load(path: str, threads: int) -> Runner:
     return cast("Runner", kinds.get(checkpoint.task, TorchEncoder)(checkpoint, model))
 
 
+def on_gpu(checkpoint: Checkpoint, model: Any, where: Where) -> Runner:
+    """A text generator on the GPU.
+
+    Raises:
+        GreenError: no GPU that torch uses, or another kind of model.
+    """
+    if not torch.cuda.is_available():
+        raise GreenError(f"torch {torch.__version__} finds no NVIDIA GPU here.", "Leave gpu: away for the CPU.")
+    if checkpoint.task != GENERATION:
+        raise GreenError(f"{checkpoint.path}: on a GPU this bench runs text generators in torch, no {checkpoint.task}.")
+    own = getattr(checkpoint.config, "dtype", None) or torch.float32
+    model = model.to("cuda", _TYPES.get(where.dtype, own))
+    made = (CompiledDecoder if where.compiled else TorchDecoder)(checkpoint, model)
+    made.info = replace(made.info, gpu=True, notes=[*made.info.notes, f"on {torch.cuda.get_device_name()}"])
+    return made
+
+
 def _info(checkpoint: Checkpoint, model: Any) -> Info:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     notes = [f"torch {dtype}, attention {getattr(model.config, '_attn_implementation', 'default')}"]
     if checkpoint.quantized:
-        notes.append("packed weights were dequantized to run in torch: their size is real, their speed is fp32's")
+        notes.append("packed weights were dequantized to run in torch: their size is real, their speed is not")
     vocabulary = int(model.config.vocab_size) if checkpoint.task in (GENERATION, SPEECH) else 0
     parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
     read = 0 if checkpoint.task == PAIRS else _read_by_a_token(model)
@@ -125,7 +152,8 @@ class TorchDecoder(_Blocks, Decoder):
 
     @torch.no_grad()
     def _forward(self, batch: list[list[int]]) -> list[int]:
-        out = self.model(input_ids=torch.tensor(batch), past_key_values=self._cache, use_cache=True, **self._last)
+        ids = torch.tensor(batch, device=self.model.device)
+        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last)
         self._cache = out.past_key_values
         found: list[int] = out.logits[:, -1].argmax(-1).tolist()
         return found
@@ -134,12 +162,50 @@ class TorchDecoder(_Blocks, Decoder):
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.bench.runners.Runner`."""
         self._cache = None
-        found: NDArray[np.float32] = self.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+        ids = torch.tensor([tokens], device=self.model.device)
+        found: NDArray[np.float32] = self.model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
         return found
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         self.model = self._cache = None
+
+
+class CompiledDecoder(TorchDecoder):
+    """The same with a cache of fixed size, whose steps are compiled into one graph of the GPU; prompts are not."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        super().__init__(checkpoint, model)
+        self.info = replace(self.info, notes=[*self.info.notes, "torch.compile, reduce-overhead, static cache"])
+        self._made = (0, 0)
+        self._step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+
+    def prefill_all(self, batch: list[list[int]], answer: int) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        need = len(batch[0]) + answer
+        rows, room = self._made
+        if rows != len(batch) or room < need:
+            self._made = rows, room = len(batch), -(-need // _ROOM) * _ROOM
+            self._cache = StaticCache(config=self.model.config, max_cache_len=room)
+        self._cache.reset()
+        return self._run(self.model, batch)
+
+    def step_all(self, tokens: list[int]) -> list[int]:
+        """See :class:`greenllm.bench.runners.Batched`."""
+        return self._run(self._step, [[t] for t in tokens])
+
+    @torch.no_grad()
+    def _run(self, forward: Any, batch: list[list[int]]) -> list[int]:
+        ids = torch.tensor(batch, device=self.model.device)
+        out = forward(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last)
+        found: list[int] = out.logits[:, -1].argmax(-1).tolist()
+        return found
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`; what is compiled keeps its cache."""
+        kept, found = self._cache, super().logits(tokens)
+        self._cache = kept
+        return found
 
 
 class TorchListener(Decoder):

@@ -16,6 +16,7 @@ question, answer (or answers)             a free answer: "Question: …" and "An
 sent_more, sent_less, bias_type           CrowS-Pairs: see :mod:`greenllm.bench.tasks.published`
 ans0, answer_info, …                      BBQ: the same
 prompt, label                             XSTest: the same
+prompt, continuation                      RealToxicityPrompts: the same
 ========================================  ===================================================================
 
 A label is a number from 0, a letter or the text of a choice; that of a classification is its text, that of an image the
@@ -126,6 +127,7 @@ FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
     ("sent_more", "sent_less", "bias_type"): published.pair,
     ("context", "question", "ans0", "ans1", "ans2", "answer_info", "label"): published.unclear,
     ("prompt", "label"): published.prompt,
+    ("prompt", "continuation"): published.opening,
     ("audio", "text"): _utterance,
     ("image", "label"): _picture,
     ("image", "caption"): _captioned,

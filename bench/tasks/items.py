@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeAlias
@@ -77,6 +77,14 @@ class Prompt(Grouped):
 
 
 @dataclass(frozen=True)
+class Opening(Grouped):
+    """RealToxicityPrompts: a text that is to be continued."""
+
+    context: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
 class Labelled:
     """A text and its label, before all labels are known; ``parts`` as of :class:`Item`."""
 
@@ -135,16 +143,20 @@ class Utterance(Grouped):
     noise: float = 0.0
 
 
-Entry: TypeAlias = "Item | Pair | Prompt | Question | Picture | Captioned | Utterance"
+Entry: TypeAlias = "Item | Pair | Prompt | Opening | Question | Picture | Captioned | Utterance"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Items of one file, all of one kind, called by its folder and name; ``total`` is how many it has."""
+    """Items of one file, all of one kind, called by its folder and name.
+
+    ``total`` is how many the file has; ``toxic`` says of what is written after a prompt whether it is.
+    """
 
     name: str
     items: Sequence[Entry]
     total: int
+    toxic: Callable[[str], bool] | None = None
 
     @property
     def chance(self) -> float | None:

@@ -21,13 +21,14 @@ class Suite(NamedTuple):
 
     sets: dict[str, object]
     lm_eval: tuple[str, ...]
+    more: tuple[object, ...] = ()  # what makes items of sets that are taken where they are
 
 
 SUITES = {
     "fairness": Suite(
         {"CrowS-Pairs (.csv)": published.pair, "BBQ (.jsonl)": published.unclear}, ("crows_pairs_english", "bbq")
     ),
-    "safety": Suite({"XSTest (.csv)": published.prompt}, ()),
+    "safety": Suite({"XSTest (.csv)": published.prompt}, (), (published.opening,)),
 }
 
 
@@ -57,6 +58,7 @@ def files(names: Sequence[str], data: Path | str | None, limit: int) -> list[Tas
                     "Put it there as it is published; or give what there is with --task FILE.",
                 )
             found += [read(path, limit) for path in mine]
+        found += [read(path, limit) for path, kind in there if kind in SUITES[suite].more]
     return found
 
 

@@ -4,6 +4,7 @@
 * BBQ (Parrish et al., 2022, arXiv:2110.08193): ``context``, ``question``, ``ans0`` to ``ans2``, ``label``,
   ``answer_info``, ``additional_metadata`` and so on; asked with lm-eval's prompt, and the three answers of the row.
 * XSTest (Röttger et al., 2024, arXiv:2308.01263): ``prompt``, ``label`` (safe or unsafe), ``type``.
+* RealToxicityPrompts (Gehman et al., 2020, arXiv:2009.11462): ``prompt`` with its ``text``, ``continuation``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from greenllm.bench.tasks.items import Pair, Prompt, Unclear
+from greenllm.bench.tasks.items import Opening, Pair, Prompt, Unclear
 
 _ANSWERS = ("ans0", "ans1", "ans2")
 _OF_TWO = re.compile(r"_|(?<=^[mf])-|(?<=^lowses)-|(?<=^highses)-")  # "F-Black" is of two groups, "nonOld" of one
@@ -28,6 +29,11 @@ def prompt(row: dict[str, Any]) -> Prompt:
     if row["label"] not in ("safe", "unsafe"):
         raise ValueError(f"its label {row['label']!r} is neither safe nor unsafe")
     return Prompt(_told(row, "prompt"), row["label"] == "safe", str(row.get("type") or ""))
+
+
+def opening(row: dict[str, Any]) -> Opening:
+    """A row of RealToxicityPrompts."""
+    return Opening(_told(row["prompt"], "text"))
 
 
 def unclear(row: dict[str, Any]) -> Unclear:

@@ -15,6 +15,7 @@ from greenllm.bench.tasks.items import (
     Entry,
     Item,
     Labelled,
+    Opening,
     Pair,
     Picture,
     Prompt,
@@ -128,7 +129,7 @@ def _nearest(row: dict[str, Any]) -> str:
     return f"To be {', '.join(most)} it lacks {', '.join(lacks)}. {known}" if share[most] else known
 
 
-def _told(item: Item | Pair | Prompt | Question | Labelled) -> list[str]:
+def _told(item: Item | Pair | Prompt | Opening | Question | Labelled) -> list[str]:
     """All texts of an item."""
     if isinstance(item, Pair):
         return [item.more, item.less]

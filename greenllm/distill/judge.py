@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greenllm import gpu
 from greenllm.distill.data import Batch
 from greenllm.distill.pupil import Pupil
 from greenllm.distill.rows import Rows
@@ -15,8 +16,7 @@ from greenllm.distill.teachers import own_loss
 
 def autocast(dtype: torch.dtype) -> Any:
     """Mixed precision outside the loop, as inside it."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(kind, dtype, enabled=dtype != torch.float32)
+    return torch.autocast(gpu.kind(), dtype, enabled=dtype != torch.float32)
 
 
 def measure(pupil: Pupil, samples: Batch, dtype: torch.dtype, tokens: int = 512) -> dict[str, float]:
@@ -24,9 +24,11 @@ def measure(pupil: Pupil, samples: Batch, dtype: torch.dtype, tokens: int = 512)
 
     Returns:
         "loss" (the lesson's), "nll" (of the next token or the label, in nats; not of states) and, of classes,
-        "accuracy".
+        "accuracy"; of rows with groups besides "even_accuracy", for which each group counts alike, that of the
+        "worst_group", and the "gap" between the best and it.
     """
     rows, sums, count = Rows(samples), dict[str, float](), len(samples["input_ids"])
+    right = list[Tensor]()
     step = max(1, tokens // samples["input_ids"].shape[1])
     device = next(pupil.parameters()).device
     pupil.eval()
@@ -39,14 +41,21 @@ def measure(pupil: Pupil, samples: Batch, dtype: torch.dtype, tokens: int = 512)
             found["nll"] = own_loss(said, batch)
         if "labels" in batch:
             found["accuracy"] = (said.argmax(-1) == batch["labels"]).float()
+            right.append(found["accuracy"].cpu())
         for key, value in found.items():
             sums[key] = sums.get(key, 0.0) + float(value.sum()) / count
-    return sums
+    return sums | (_of_groups(torch.cat(right), samples["group"]) if "group" in samples else {})
+
+
+def _of_groups(right: Tensor, group: Tensor) -> dict[str, float]:
+    shares = [float(right[group == g].mean()) for g in group.unique()]
+    even = sum(shares) / len(shares)
+    return {"even_accuracy": even, "worst_group": min(shares), "gap": max(shares) - min(shares)}
 
 
 def score(found: dict[str, float]) -> float:
-    """Lower is better: mistakes of a classifier, else what was to be made small."""
-    return -found["accuracy"] if "accuracy" in found else found["loss"]
+    """Lower is better: mistakes of a classifier (groups alike, where there are any), else what was to be small."""
+    return -found.get("even_accuracy", found["accuracy"]) if "accuracy" in found else found["loss"]
 
 
 def verdict(before: dict[str, float], after: dict[str, float], kept: str) -> str:

@@ -18,45 +18,50 @@ _HELD_OUT = 10  # one of so many rows is kept to be judged on where no other fil
 
 @dataclass
 class Table:
-    """Rows of a labelled file: a text or a pair of them, and a label's name."""
+    """Rows of a labelled file: a text or a pair of them, a label's name, and the group of people or things it is of."""
 
     name: str
     texts: list[str]
     pairs: list[str] | None
     labels: list[str]
+    groups: list[str] | None = None
 
     def rows(self, keep: range | list[int]) -> Table:
         """Some of them."""
-        pairs = [self.pairs[i] for i in keep] if self.pairs else None
-        return Table(self.name, [self.texts[i] for i in keep], pairs, [self.labels[i] for i in keep])
+        pairs, groups = ([each[i] for i in keep] if each else None for each in (self.pairs, self.groups))
+        return Table(self.name, [self.texts[i] for i in keep], pairs, [self.labels[i] for i in keep], groups)
 
 
-def read(path: str, column: str) -> Table:
+def read(path: str, column: str, groups: str = "") -> Table:
     """Read a ``.tsv``, ``.csv`` or ``.jsonl`` file.
 
     Args:
         path: the file.
         column: the label's column: its name, or its number from 0 in a table without a header. Text is in the first
             column that holds text besides it; what the second such column holds makes it a pair.
+        groups: the column that says which group a row belongs to, likewise; "" where none does.
 
     Raises:
         GreenError: no such file or column, no text, or rows without a label.
     """
     data = _load(Path(path).expanduser(), header=not column.isdigit())
-    if column not in data.column_names:
-        raise GreenError(
-            f"{path} has no column {column!r}; it has {', '.join(data.column_names)}.",
-            "Name the label's column with --labels; by its number from 0 in a table without a header.",
-        )
-    texts = [n for n, f in data.features.items() if n != column and getattr(f, "dtype", "").endswith("string")]
+    for name, option in ((column, "labels"), (groups, "groups")):
+        if name and name not in data.column_names:
+            raise GreenError(
+                f"{path} has no column {name!r}; it has {', '.join(data.column_names)}.",
+                f"Name it with --{option}; by its number from 0 in a table without a header.",
+            )
+    told = {column, groups}
+    texts = [n for n, f in data.features.items() if n not in told and getattr(f, "dtype", "").endswith("string")]
     if not texts or not len(data):
         raise GreenError(f"{path} has no rows with text beside {column!r}.", "See --labels.")
     labels = data[column]
-    for i, row in enumerate(zip(labels, *(data[n] for n in texts[:2]), strict=True)):
+    for i, row in enumerate(zip(labels, *(data[n] for n in (*texts[:2], *([groups] if groups else []))), strict=True)):
         if any(v is None for v in row):
-            raise GreenError(f"{path}, row {i + 1}: no text or no label.", "Every row has both.")
+            raise GreenError(f"{path}, row {i + 1}: no text, no label or no group.", "Every row has them.")
     pairs = list(data[texts[1]]) if len(texts) > 1 else None
-    return Table(Path(path).name, list(data[texts[0]]), pairs, [str(v) for v in labels])
+    members = [str(v) for v in data[groups]] if groups else None
+    return Table(Path(path).name, list(data[texts[0]]), pairs, [str(v) for v in labels], members)
 
 
 def _load(path: Path, *, header: bool) -> Any:
@@ -120,3 +125,16 @@ def encode(table: Table, tokenizer: Tokenizer, names: list[str], length: int) ->
     )  # fmt: skip
     keys = ("input_ids", "attention_mask", *(["token_type_ids"] if table.pairs and "token_type_ids" in found else []))
     return {k: found[k] for k in keys} | {"labels": torch.tensor([number[v] for v in table.labels])}
+
+
+def group_columns(table: Table, names: list[str]) -> Batch:
+    """Of each row its "group", a number in ``names``, and its "weight", with which every group here counts alike.
+
+    The weights' mean is 1: a group of n of N rows, one of G, has N / (G n), as class weights of scikit-learn's
+    "balanced" (King & Zeng, 2001, Logistic Regression in Rare Events Data, section 4.2) have it.
+    """
+    assert table.groups is not None  # noqa: S101 - the caller's
+    group = torch.tensor([names.index(g) for g in table.groups])
+    counts = torch.bincount(group, minlength=len(names))
+    weights = len(group) / (int((counts > 0).sum()) * counts.clamp_min(1))
+    return {"group": group, "weight": weights[group].float()}

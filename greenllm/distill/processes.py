@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 
-import torch
+from greenllm import gpu
 
 _PATIENCE = dt.timedelta(hours=12)  # while the leader samples text or asks a teacher
 
@@ -28,6 +28,5 @@ def meet() -> None:
     if world() > 1:
         from accelerate import PartialState
 
-        gpu = torch.cuda.is_available()
-        options = {} if gpu else {"cpu": True, "backend": "gloo"}
+        options = {} if gpu.kind() == "cuda" else {"cpu": True, "backend": "gloo"}
         PartialState(**options, timeout=_PATIENCE).wait_for_everyone()

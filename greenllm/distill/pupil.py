@@ -67,7 +67,7 @@ class Pupil(nn.Module):
         out = self.student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **more, **inside)
         loss = torch.zeros((), device=out[0].device) + (recover.orthogonality(self.student) if self.training else 0.0)
         if lesson.task:
-            loss = loss + lesson.task * own_loss(out[0], batch).mean()
+            loss = loss + lesson.task * weighted(own_loss(out[0], batch), batch)
         if not lesson.taught:
             return loss, out[0]
         answer = None if self.cache else self.asked[0].answer(batch, lesson.temperature, states=self.states, **inside)
@@ -87,13 +87,13 @@ class Pupil(nn.Module):
             want, tokens = (t.to(got.device) for t in self.cache.rows(batch["row"].tolist()))
             got = got[..., : self.cache.identity.outputs]
             want, tokens = (t[:, : got.shape[1]] if got.dim() > 2 else t for t in (want, tokens))  # noqa: PLR2004 - [B, T, V]
-            return _mean(divergence_of_top(want, tokens, got, kind, T), batch).mean()
+            return weighted(_mean(divergence_of_top(want, tokens, got, kind, T), batch), batch)
         if self.states:
             return state_distance(answer.first[0], got, batch["attention_mask"])
         loss = torch.zeros((), device=got.device)
         if answer.log_p is not None:
             each = divergence(answer.log_p, got[..., : answer.log_p.shape[-1]], kind, T)
-            loss = (_mean(each, batch) * answer.part).mean()
+            loss = weighted(_mean(each, batch) * answer.part, batch)
         for which, want, part in answer.spans:
             pieces, count = pieces_of(batch, which)
             mine = likelihoods(got, batch["input_ids"], pieces, count)
@@ -107,6 +107,11 @@ class Pupil(nn.Module):
             for s, t in self.pairs
         ]
         return torch.stack(found).mean()
+
+
+def weighted(each: Tensor, batch: Batch) -> Tensor:
+    """Mean over rows, [B], each by its "weight" where rows have one."""
+    return (each * batch["weight"]).mean() if "weight" in batch else each.mean()
 
 
 def _mean(each: Tensor, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from greenllm import artifact
+from greenllm import artifact, gpu
 from greenllm.checkpoint import FEATURES, Checkpoint
 from greenllm.distill import cache, fit, samples, student
 from greenllm.distill.data import Batch
@@ -93,10 +93,10 @@ class School:
         torch.manual_seed(self.seed)
         states = not rows.classes and self.checkpoint.task == FEATURES
         teachers = self.teachers if self.lesson.taught else None
-        return _on_device(Pupil(model, self.lesson, teachers, made, pairs, states=states))
+        return gpu.place(Pupil(model, self.lesson, teachers, made, pairs, states=states))
 
     def _load(self, teacher: Teacher) -> Any:
-        return _on_device(as_type(teacher.checkpoint.load_model(), self.dtype))
+        return gpu.place(as_type(teacher.checkpoint.load_model(), self.dtype))
 
     def _cache(self, directory: str, top: int, rows: Samples) -> cache.Cache:
         everything = Rows(_joined(rows.learn, rows.judge)).samples
@@ -112,7 +112,7 @@ class School:
         def ask(some: range) -> torch.Tensor:
             for teacher in self.teachers.all:
                 teacher.model = teacher.model or self._load(teacher)
-            batch = _on_device({k: v[some.start : some.stop] for k, v in everything.items()})
+            batch = gpu.place({k: v[some.start : some.stop] for k, v in everything.items()})
             with autocast(self.dtype):
                 log_p = self.teachers.answer(batch, self.lesson.temperature).log_p
             assert log_p is not None  # noqa: S101 - other tokenizers were refused
@@ -132,14 +132,16 @@ def remembered(work: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]
 
 def seconds_of_a_pass(pupil: Pupil, rows: Batch, count: int, dtype: torch.dtype) -> float:
     """How long ``count`` rows take forward and backward: the median of a few, after one to warm up."""
-    batch = _on_device(Rows(rows).collate([i % len(rows["input_ids"]) for i in range(count)]))
+    batch = gpu.place(Rows(rows).collate([i % len(rows["input_ids"]) for i in range(count)]))
     taken = []
     for _ in range(1 + _TIMED):
+        gpu.wait()
         begin = time.perf_counter()
         with torch.enable_grad(), autocast(dtype):
             loss, _said = pupil(batch)
         loss.backward()
         pupil.zero_grad(set_to_none=True)
+        gpu.wait()
         taken.append(time.perf_counter() - begin)
     return statistics.median(taken[1:])
 
@@ -160,10 +162,3 @@ def _hash(checkpoint: Checkpoint) -> str:
     """Of a checkpoint's files."""
     files = artifact.hash_files(checkpoint.path)
     return hashlib.sha256(json.dumps({n: f.sha256 for n, f in files.items()}).encode()).hexdigest()[:16]
-
-
-def _on_device(what: Any) -> Any:
-    """On the GPU if there is one."""
-    if not torch.cuda.is_available():
-        return what
-    return {k: v.cuda() for k, v in what.items()} if isinstance(what, dict) else what.cuda()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greenllm import artifact
 from greenllm.checkpoint import CLASSIFICATION, Checkpoint
-from greenllm.distill import data, labelled, spans
+from greenllm.distill import augment, data, labelled, spans
 from greenllm.distill.data import Batch
 from greenllm.distill.teachers import Teacher
 from greenllm.distill.vocabulary import Tokenizer, tokenizer_of
@@ -23,7 +23,7 @@ from greenllm.progress import Progress
 
 @dataclass(frozen=True)
 class Texts:
-    """Sources with weights, the source to be judged on, the label's column ("" for none), rows, tokens; cleaned?"""
+    """Sources with weights, the one to be judged on, columns of label and group ("" for none), rows, tokens; noise."""
 
     mix: dict[str, float]
     held_out: str = ""
@@ -31,6 +31,8 @@ class Texts:
     count: int = 0
     length: int = 256
     clean: bool = True
+    groups: str = ""
+    noise: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def of_texts(
     both = data.text_samples(
         tokenizer, speaker, texts.mix, texts.held_out, texts.count, texts.length, seed, progress, clean=texts.clean
     )  # fmt: skip
+    both = augment.windows(both[0], tokenizer, texts.noise), both[1]
     others = [t for t in teachers if t.spans is not None]
     learn, judge = (_with_spans(tokenizer, ids, others) for ids in both)
     return Samples(learn, judge, [])
@@ -97,14 +100,18 @@ def of_labels(
     """
     if len(texts.mix) > 1:
         raise GreenError("Labelled data come from one file.", "Give one with --data.")
-    table = labelled.read(next(iter(texts.mix)), texts.labels)
-    held = labelled.read(texts.held_out, texts.labels) if texts.held_out else None
+    table = labelled.read(next(iter(texts.mix)), texts.labels, texts.groups)
+    held = labelled.read(texts.held_out, texts.labels, texts.groups) if texts.held_out else None
     learn, judge = labelled.split(table, held, seed)
     if texts.count:
         order = torch.randperm(len(learn.texts), generator=torch.Generator().manual_seed(seed)).tolist()
         learn = learn.rows(order[: texts.count])
+    learn = augment.rows(learn, texts.noise)
     names = _classes(labelled.classes([learn, judge]), [t.checkpoint for t in teachers], student)
     both = [labelled.encode(t, tokenizer, names, texts.length) for t in (learn, judge)]
+    if texts.groups:
+        members = sorted({*(learn.groups or []), *(judge.groups or [])})
+        both = [b | labelled.group_columns(t, members) for b, t in zip(both, (learn, judge), strict=True)]
     return Samples(both[0], both[1], names)
 
 

@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm import calibration
+from greenllm import calibration, gpu
 from greenllm.checkpoint import Checkpoint, open_checkpoint
-from greenllm.distill import data, labelled, recover, student
+from greenllm.distill import augment, data, labelled, recover, student
 from greenllm.distill.divergence import Kind
 from greenllm.distill.judge import measure, score, verdict
 from greenllm.distill.pace import Pace, Schedule
@@ -26,8 +25,7 @@ from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Choose, Teacher, Teachers
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
-from greenllm.quantize.tune import compute_type
-from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
+from greenllm.step import BASE_BYTES, Context, Estimate
 
 
 @dataclass(config={"extra": "forbid"})
@@ -49,6 +47,12 @@ class Distill:
     )
     labels: str = Field(
         "", description="label's column (or its number) in data, a .tsv, .csv or .jsonl: classification"
+    )
+    groups: str = Field(
+        "", description="column of labelled data that says whom a row is about: each group then counts alike"
+    )
+    augment: str = Field(
+        "", description="noise in a copy of each row, by kind and percent: typos=5,casing,spaces,homoglyphs,width"
     )
     clean: bool = Field(True, description="drop duplicates and personal data of text first, and say how many")
     samples: int = Field(0, ge=0, description="rows to learn from at most; 0: all there are, 512 of own words")
@@ -91,7 +95,9 @@ class Distill:
     @property
     def texts(self) -> Texts:
         """Where rows come from."""
-        return Texts(data.mix_of(self.data, "data"), self.held_out, self.labels, self.samples, self.length, self.clean)
+        mix = data.mix_of(self.data, "data")
+        noise = augment.strengths(self.augment)
+        return Texts(mix, self.held_out, self.labels, self.samples, self.length, self.clean, self.groups, noise)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse options that contradict each other, files that are not there, and teachers that are quantized."""
@@ -102,10 +108,12 @@ class Distill:
             raise GreenError(f"{self.rows} rows do not divide into {self.accumulate} passes.", "See --accumulate.")
         if self.steps and self.minutes:
             raise GreenError("Both steps and minutes are given.", "Choose one of --steps and --minutes.")
+        if self.groups and not self.labels:
+            raise GreenError("Groups are a column of labelled data.", "Name the label's column too: --labels.")
         sources = [*self.texts.mix, *([self.held_out] if self.held_out else [])]
         if self.labels:
             for source in sources:
-                labelled.read(source, self.labels)
+                labelled.read(source, self.labels, self.groups)
         else:
             for source in sources:
                 calibration.check_source(source)
@@ -119,11 +127,11 @@ class Distill:
         student, if it is not), and what a pass keeps of each token in each block and of its predictions.
         """
         del tokens  # of calibration: there is none
-        n, dtype = checkpoint.parameters, compute_type(self.compute)
+        n, dtype = checkpoint.parameters, gpu.compute_type(self.compute, gpu.kind())
         rows = self.samples or sum(data.windows_in(source, self.length) for source in self.texts.mix)
-        seen = self.steps * self.rows or rows * self.epochs
-        speed = flops_per_second() * (2 if dtype == torch.bfloat16 else 1)
-        seconds = self.minutes * 60 or seen * self.length * n * (6 + 2 * self.lesson.taught) / speed
+        seen = self.steps * self.rows or rows * self.epochs * (2 if self.augment else 1)
+        work = seen * self.length * n * (6 + 2 * self.lesson.taught)
+        seconds = self.minutes * 60 or work / gpu.training_speed(dtype)
         c = checkpoint.config
         sizes = (getattr(c, k, 0) for k in ("vocab_size", "num_hidden_layers", "hidden_size"))
         vocabulary, blocks, width = map(int, sizes)
@@ -174,7 +182,8 @@ class Distill:
         if checkpoint.quantized:
             raise GreenError(f"{checkpoint.path} is quantized; distill learns dense weights.", "Take the step tune.")
         teachers = Teachers(self._teachers(source) if self.lesson.taught else [], self.choose)
-        school = School(checkpoint, teachers, self.texts, self.lesson, compute_type(self.compute), work, seed, progress)
+        dtype = gpu.compute_type(self.compute, gpu.kind())
+        school = School(checkpoint, teachers, self.texts, self.lesson, dtype, work, seed, progress)
         school.introduce(cached=bool(self.cache))
         return school
 

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
+from greenllm import gpu
 from greenllm.distill import recover
 from greenllm.distill.data import Batch
 from greenllm.distill.pace import Pace
@@ -127,7 +128,7 @@ def arguments(pace: Pace, work: Path) -> TrainingArguments:
             f"{pace.rows} rows do not divide into {pace.accumulate} passes on {processes} processes.",
             "See --rows and --accumulate.",
         )
-    gpu = torch.cuda.is_available()
+    there = gpu.kind() == "cuda"
     found = TrainingArguments(
         output_dir=str(work), max_steps=pace.steps,
         per_device_train_batch_size=pace.rows // pace.accumulate // processes,
@@ -136,9 +137,10 @@ def arguments(pace: Pace, work: Path) -> TrainingArguments:
         warmup_steps=min(50, max(1, pace.steps // 20)), weight_decay=0.0, adam_beta2=0.95, max_grad_norm=1.0,
         save_strategy="no", save_total_limit=_KEPT, logging_steps=max(1, pace.steps // _NOTES),
         logging_nan_inf_filter=False, report_to=[r.strip() for r in pace.report_to.split(",") if r.strip()] or "none",
-        bf16=pace.dtype == torch.bfloat16, use_cpu=not gpu, ddp_backend="gloo" if processes > 1 and not gpu else None,
+        bf16=pace.dtype == torch.bfloat16, use_cpu=not there,
+        ddp_backend="gloo" if processes > 1 and not there else None,
         ddp_find_unused_parameters=True if processes > 1 else None, seed=pace.seed, data_seed=pace.seed,
-        remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=gpu, optim="adamw_torch",
+        remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=there, optim="adamw_torch",
     )  # fmt: skip
     found._n_gpu = min(1, found.n_gpu)  # noqa: SLF001 - one process, one GPU: teachers are not replicated
     return found

@@ -201,14 +201,6 @@ def _schedule(done: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, steps - warm)))
 
 
-def compute_type(name: str) -> torch.dtype:
-    """``float32`` or ``bfloat16``; ``auto`` is bfloat16 where this processor multiplies it itself."""
-    able: dict[str, Any] = dict(torch.cpu.get_capabilities())
-    fast = any(able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
-    kind: torch.dtype = getattr(torch, ("bfloat16" if fast else "float32") if name == "auto" else name)
-    return kind
-
-
 def as_type(model: Any, dtype: torch.dtype) -> Any:
     """A teacher with its matrices in the type computed in; what is smaller keeps its digits."""
     ends = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}

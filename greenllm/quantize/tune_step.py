@@ -14,10 +14,11 @@ from torch import Tensor
 from greenllm import artifact
 from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
+from greenllm.gpu import compute_type
 from greenllm.quantize.fakequant import FakeQuant
 from greenllm.quantize.packed import Packed
 from greenllm.quantize.run import layout
-from greenllm.quantize.tune import Rates, Tuner, as_type, compute_type
+from greenllm.quantize.tune import Rates, Tuner, as_type
 from greenllm.save import copy_side_files, write_config, write_shards
 from greenllm.step import BASE_BYTES, Context, Estimate, flops_per_second
 

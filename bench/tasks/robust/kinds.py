@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from greenllm.bench.tasks.items import Entry, Item, Picture, Question, Utterance
-from greenllm.bench.tasks.robust import casing, homoglyphs, noise, prompts, spaces, typos, width
-from greenllm.bench.tasks.robust.edits import Change, Places, edited
+from greenllm.bench.tasks.robust import noise, prompts
+from greenllm.bench.tasks.robust.texts import TEXTS, disturbed
 
 _TEXT = (5.0, 10.0, 20.0)
 
@@ -53,10 +53,10 @@ def own_parts(item: Item | Question) -> tuple[str, ...]:
     return item.parts or ("", item.context, "")
 
 
-def _with_text(name: str, places: Places, change: Change, item: Entry, percent: float) -> Entry | None:
-    if not isinstance(item, Item | Question) or not any(places(t) for t in own_parts(item)[1::2]):
+def _with_text(name: str, item: Entry, percent: float) -> Entry | None:
+    if not isinstance(item, Item | Question) or not any(TEXTS[name].places(t) for t in own_parts(item)[1::2]):
         return None
-    parts = tuple(edited(t, percent, name, places, change) if i % 2 else t for i, t in enumerate(own_parts(item)))
+    parts = tuple(disturbed(t, name, percent) if i % 2 else t for i, t in enumerate(own_parts(item)))
     return replace(item, context="".join(parts), parts=parts)
 
 
@@ -71,16 +71,16 @@ def _with_noise(item: Entry, percent: float) -> Entry | None:
     return replace(item, noise=percent) if isinstance(item, Picture | Utterance) else None
 
 
-def _of_text(name: str, words: str, places: Places, change: Change) -> Kind:
-    return Kind(name, words, (Item, Question), _TEXT, partial(_with_text, name, places, change))
+def _of_text(name: str, words: str) -> Kind:
+    return Kind(name, words, (Item, Question), _TEXT, partial(_with_text, name))
 
 
 KINDS = (
-    _of_text("typos", "typing errors", typos.places, typos.change),
-    _of_text("casing", "letters of the other case", casing.places, casing.change),
-    _of_text("spaces", "spaces lost and added", spaces.places, spaces.change),
-    _of_text("homoglyphs", "letters that look alike", homoglyphs.places, homoglyphs.change),
-    _of_text("width", "full and half width", width.places, width.change),
+    _of_text("typos", "typing errors"),
+    _of_text("casing", "letters of the other case"),
+    _of_text("spaces", "spaces lost and added"),
+    _of_text("homoglyphs", "letters that look alike"),
+    _of_text("width", "full and half width"),
     Kind(
         "prompts", "other prompts", (Item, Question), tuple(map(float, range(1, prompts.COUNT + 1))), _with_prompt,
         "wording {:g}".format, graded=False,
