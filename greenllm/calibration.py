@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact, gpu, images
-from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SPEECH, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
@@ -33,7 +33,8 @@ def samples(
 ) -> Any:  # fmt: skip
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
-    A transcriber's are batches of its inputs, one a clip; see :func:`greenllm.hearing.samples`.
+    Batches of its inputs of a transcriber, one a clip (:func:`greenllm.hearing.samples`), and of a model for images and
+    texts (:func:`greenllm.pairing.samples`).
 
     Args:
         checkpoint: whose tokenizer (and, for "self", whose own words) are used.
@@ -50,6 +51,10 @@ def samples(
     """
     if checkpoint.task in IMAGES:
         return _images(checkpoint, source, count, seed)
+    if checkpoint.task == PAIRS:
+        from greenllm import pairing
+
+        return pairing.samples(checkpoint, source, count)
     if checkpoint.task == SPEECH:
         from greenllm import hearing
 
@@ -225,6 +230,10 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
     if checkpoint is not None and checkpoint.task in IMAGES:
         for file in itertools.islice(_image_files(source), 1):
             images.opened(file)
+    elif checkpoint is not None and checkpoint.task == PAIRS:
+        from greenllm import pairing
+
+        pairing.pairs(source, 1)
     elif checkpoint is not None and checkpoint.task == SPEECH:
         from greenllm import hearing
 
@@ -273,14 +282,19 @@ def load(file: Path) -> Any:
 
 
 def describe(source: str, ids: Tensor | list[Batch], seed: int) -> dict[str, Any]:
-    """What the manifest says of the samples."""
+    """What the manifest says of the samples; of batches ``length`` is the mean one in tokens."""
     if isinstance(ids, list):
-        from greenllm import hearing
-
-        return hearing.describe(source, ids, seed)
-    digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+        digest, rows, tokens = hashlib.sha256(), 0, 0
+        for batch in ids:
+            for _, tensor in sorted(batch.items()):
+                digest.update(tensor.contiguous().numpy().tobytes())
+            read = next(t for name, t in batch.items() if name.endswith("input_ids"))
+            rows, tokens = rows + len(read), tokens + read.numel()
+        return {"source": source, "samples": rows, "length": round(tokens / rows), "seed": seed,
+                "sha256": digest.hexdigest()}  # fmt: skip
+    sha256 = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
     size: dict[str, Any] = {"length": ids.shape[1]} if ids.dim() == 2 else {"shape": list(ids.shape[1:])}  # noqa: PLR2004
-    return {"source": source, "samples": ids.shape[0], **size, "seed": seed, "sha256": digest}
+    return {"source": source, "samples": ids.shape[0], **size, "seed": seed, "sha256": sha256}
 
 
 def translate(ids: Tensor, source: Checkpoint, to: Checkpoint) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from greenllm.checkpoint import Checkpoint, stacks_of
+from greenllm.checkpoint import Checkpoint, forward, stacks_of
 from greenllm.progress import Progress, Silent
 
 Batch = dict[str, Tensor]
@@ -27,7 +27,8 @@ Visit = Callable[[str, nn.Module, Callable[[], None]], dict[str, Tensor]]
 class Walk:
     """Hidden states of calibration batches on their way through the blocks of a checkpoint.
 
-    Blocks may be of several lists, one after the other: a decoder's are called with what the encoder's last one gave.
+    Blocks may be of several lists, one after the other: a decoder's are called with what the encoder's last one gave;
+    towers for images and texts know nothing of each other.
 
     Args:
         checkpoint: where weights come from.
@@ -100,7 +101,7 @@ class Walk:
             with self._awake():
                 for j, batch in enumerate(self.batches):
                     with self._replaced(self._ended(j)), _until_stopped():
-                        self.model(**batch)
+                        forward(self.model, batch)
                     yield caught.pop()
         finally:
             handle.remove()
@@ -112,7 +113,7 @@ class Walk:
             for j, batch in enumerate(self.batches):
                 recorders = [PassThrough(b, stop=i == len(stack) - 1) for i, b in enumerate(stack)]
                 with self._replaced([*self._ended(j), recorders]), _until_stopped():
-                    self.model(**batch)
+                    forward(self.model, batch)
                 self.hidden.append(recorders[0].hidden)
                 for calls, recorder in zip(self.calls, recorders, strict=True):
                     # Texts have one shape and no padding: masks and positions are the same for every batch.

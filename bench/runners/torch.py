@@ -16,7 +16,16 @@ from transformers import StaticCache
 from greenllm import audio, images
 from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
-from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, SPEECH, Checkpoint, blocks_of, open_checkpoint
+from greenllm.checkpoint import (
+    GENERATION,
+    IMAGE_CLASSES,
+    IMAGES,
+    PAIRS,
+    SPEECH,
+    Checkpoint,
+    blocks_of,
+    open_checkpoint,
+)  # fmt: skip
 from greenllm.errors import GreenError
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -37,6 +46,10 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
         adapters.load(model, path)
     if where.gpu:
         return on_gpu(checkpoint, model, where)
+    if checkpoint.task == PAIRS:
+        from greenllm.bench.runners.torch_dual import TorchDual
+
+        return TorchDual(checkpoint, model)
     kinds: dict[str, Any] = {
         GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
     }  # fmt: skip
@@ -67,7 +80,8 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
         notes.append("packed weights were dequantized to run in torch: their size is real, their speed is not")
     vocabulary = int(model.config.vocab_size) if checkpoint.task in (GENERATION, SPEECH) else 0
     parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
-    return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes, _read_by_a_token(model))
+    read = 0 if checkpoint.task == PAIRS else _read_by_a_token(model)
+    return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes, read)
 
 
 def _read_by_a_token(model: Any) -> int:
