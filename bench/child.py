@@ -97,6 +97,14 @@ class Server:
         """What a vision encoder says of image files: see :meth:`encode`."""
         return self.encode(self._ready.pixels(files))
 
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Texts as a model for images and texts reads them.
+
+        Raises:
+            GreenError: one is empty, or longer than it reads.
+        """
+        return self._ready.tokens(texts)
+
     def encode(self, batch: Any) -> NDArray[np.float32]:
         """Embeddings, float32 [B, H], of texts (tokens) or images (pixels).
 

@@ -34,7 +34,7 @@ def measurements(samples: dict[str, list[float]]) -> dict[str, Measurement]:
 
 
 def embeddings(source: NDArray[np.float32], model: NDArray[np.float32]) -> dict[str, list[float]]:
-    """By sentence: cosine to the baseline's embedding [B, H], and whether its nearest sentence is the same."""
+    """By sentence or image: cosine to the baseline's embedding [B, H], and whether the nearest other is the same."""
     a, b = _unit(source), _unit(model)
     cosine = np.minimum((a * b).sum(axis=1), 1.0)
     same = _nearest(a) == _nearest(b)

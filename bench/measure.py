@@ -95,7 +95,7 @@ def _quality(
     """Text, images or clips against the baseline, then all tasks; what is to be said of it."""
     words: dict[str, Any] = {}
     if sense:
-        words = sense.quality(session, asked.tasks, asked.effort.sentences)
+        words = sense.quality(session, asked.tasks, asked.effort)
     elif query.answer:
         phases.score(session)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenllm.bench import texts
+from greenllm.bench import reading, texts
 from greenllm.bench.results import METRICS, Results
 from greenllm.bench.session import Query, Session
 from greenllm.bench.tasks import tell
@@ -45,7 +45,7 @@ def methods(results: Results) -> dict[str, str]:
     if results.has("kl") or results.has("cosine"):
         found["Fidelity"] = _tokens() if results.has("kl") else _images(s) if "images" in s else _sentences(s)
     if tasks := {name: t for row in results.rows for name, t in row.tasks.items()}:
-        found["Tasks"] = _pictures() if "images" in s else tell.methods(tasks, chat=bool(s.get("chat")))
+        found["Tasks"] = tell.pictures(tasks) if "images" in s else tell.methods(tasks, chat=bool(s.get("chat")))
     if "robustness" in s:
         found["Robustness"] = tell.robustness()
     found["Speed"] = (
@@ -53,7 +53,9 @@ def methods(results: Results) -> dict[str, str]:
         f"all alike; in sittings spread over the bench. It ended {s['rounds']}. Speeds are geometric means over "
         "sittings, and the interval is Student's t on their means: it holds what the machine did meanwhile, not what "
         "it does on another day. Ratios are paired round by round. A percentile of single tokens or texts is taken in "
-        "each round; where rounds are too short for it, it is of all of them together and has no interval." + _limits(s)
+        "each round; where rounds are too short for it, it is of all of them together and has no interval."
+        + (reading.METHOD if "texts" in s else "")
+        + _limits(s)
     )
     if any(row.batches for row in results.rows):
         found["Batches"] = _batches()
@@ -122,18 +124,15 @@ def _sentences(s: dict[str, Any]) -> str:
 
 
 def _images(s: dict[str, Any]) -> str:
+    if "texts" in s:
+        return (
+            f"{s['images'][0].upper()}{s['images'][1:]}: cosine of model's and baseline's vectors, and how often the "
+            f"nearest other image is the same. The same cosine of {s['texts']}. Intervals: BCa bootstrap."
+        )
     return (
         f"{s['images'][0].upper()}{s['images'][1:]}: cosine of model's and baseline's logits (of the pooled states, "
         "where there are no classes), and how often the likeliest class (else the nearest other image) is the same. "
         "Interval: BCa bootstrap over images."
-    )
-
-
-def _pictures() -> str:
-    return (
-        "Images are read as RGB and upright, and made pixels as the model's preprocessor_config.json says: in torch by "
-        "transformers, elsewhere by numpy and Pillow, which was compared with it at the export. The answer is the "
-        "class with the largest logit. Interval: Wilson's. " + tell.PAIRED
     )
 
 

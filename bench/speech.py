@@ -7,7 +7,7 @@ from typing import Any
 
 from greenllm import audio
 from greenllm.bench import latency
-from greenllm.bench.session import Query, Session
+from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks.items import Task, Utterance
 from greenllm.errors import GreenError
 
@@ -78,9 +78,9 @@ def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]
     return Query(0, answer), said | {"text": ", ".join(t.name for t in tasks)}
 
 
-def quality(session: Session, tasks: Sequence[Task], count: int) -> dict[str, str]:
+def quality(session: Session, tasks: Sequence[Task], effort: Effort) -> dict[str, str]:
     """Nothing beside the tasks, which count the words that are wrong."""
-    del session, tasks, count
+    del session, tasks, effort
     return {}
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greenllm import images
-from greenllm.bench import fidelity, latency
+from greenllm.bench import fidelity, latency, reading
 from greenllm.bench.measurement import bootstrap
-from greenllm.bench.session import Contender, Query, Session
+from greenllm.bench.session import Contender, Effort, Query, Session
 from greenllm.bench.tasks import picture
-from greenllm.bench.tasks.items import Picture, Task
+from greenllm.bench.tasks.items import Captioned, Picture, Task
 from greenllm.errors import GreenError
 
 BATCH = 16
@@ -38,16 +38,22 @@ def check(session: Session, tasks: Sequence[Task], *, others: bool, batches: boo
     """
     del batches
     pictured = [isinstance(t.items[0], Picture) for t in tasks]
+    captioned = [isinstance(t.items[0], Captioned) for t in tasks]
     if not takes(session):
-        if any(pictured):
+        if any(pictured + captioned):
             raise GreenError("A task of images asks image classifiers; these models see nothing.")
         return
-    if others or not all(pictured):
+    reads = reading.takes(session)
+    if any(captioned) and not reads:
+        raise GreenError("A task of captions asks models for images and texts; these read nothing.")
+    if others or not all(p or c for p, c in zip(pictured, captioned, strict=True)):
         raise GreenError(
             "These models take images: no text, pairs, lengths, chat or bisection.",
             'Leave out those options; --task takes rows {"image": "path.jpg", "label": "name"}.',
         )
-    for who in session.live:
+    if reads:
+        reading.check(session, tasks)
+    for who in session.live if not reads else ():
         for task in tasks:
             picture.labels(who, task)
 
@@ -66,9 +72,10 @@ def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]
     }
 
 
-def quality(session: Session, tasks: Sequence[Task], count: int) -> dict[str, str]:
-    """Answers beside the baseline's, to ``count`` images of the first task or made-up ones; returns which."""
-    files = [str(i.file) for t in tasks[:1] for i in t.items if isinstance(i, Picture)][:count]
+def quality(session: Session, tasks: Sequence[Task], effort: Effort) -> dict[str, str]:
+    """Answers beside the baseline's, to images of the first task or made-up ones; returns which."""
+    count = effort.sentences
+    files = [str(i.file) for t in tasks[:1] for i in t.items if isinstance(i, Picture | Captioned)][:count]
     session.progress.stage("quality", len(session.live))
     source = None
     for who in list(session.live):
@@ -82,7 +89,8 @@ def quality(session: Session, tasks: Sequence[Task], count: int) -> dict[str, st
                 _compare(who, source, found)
         session.progress.advance()
     made = f"{count} made-up images, noise that falls as 1/f"
-    return {"images": f"{len(files)} images of {tasks[0].name}" if files else made}
+    told = {"images": f"{len(files)} images of {tasks[0].name}" if files else made}
+    return told | ({"texts": reading.quality(session, tasks, effort)} if reading.takes(session) else {})
 
 
 def _answers(who: Contender, files: list[str], count: int) -> NDArray[np.float32]:

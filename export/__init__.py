@@ -64,7 +64,8 @@ def export(
         from greenllm.export.gguf import export_gguf
 
         return export_gguf(checkpoint, out, kind=precision, force=force, progress=progress)
-    from greenllm.checkpoint import open_checkpoint
+    from greenllm.checkpoint import PAIRS, open_checkpoint
+    from greenllm.export import dual
     from greenllm.export.genai import write_genai
     from greenllm.export.onnx import write_onnx
     from greenllm.export.stamp import ENGINE
@@ -106,6 +107,8 @@ def export(
             "memory": {"context": fit.context, "bytes": {k: round(v) for k, v in fit.parts.items()}},
             "verified": checked,
         }  # fmt: skip
+        if source.task == PAIRS:
+            details["pairs"] = dual.facts(source, source.load_model()).model_dump()
         if kind == "tensorrt":
             built = make_engine(part, device, fit.context, progress)
             details |= {"entry": ENGINE if built.library else GRAPH, "compute": compute, "engine": asdict(built)}
@@ -143,8 +146,10 @@ def _compare(
     half: Arithmetic = "fp16" if kind == "tensorrt" and compute == "fp16" else "fp32"
     found = verify(source, part, kind, arithmetic="int8" if int8 else half, inputs=inputs)
     progress.advance()
+    if unchecked := found.get("tokenizer_unchecked"):
+        progress.note(f"WARNING. How texts are split was not compared with Hugging Face's tokenizer: {unchecked}")
     for text in found.get("tokenizer_departs", []):
-        progress.note(f"WARNING. ORT-GenAI's tokenizer splits this otherwise than Hugging Face's: {text[:60]!r}")
+        progress.note(f"WARNING. The exported tokenizer splits this otherwise than Hugging Face's: {text[:60]!r}")
     return found
 
 

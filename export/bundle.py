@@ -115,7 +115,7 @@ def bundle(
             f"{given.path} holds {source.kind!r}: nothing that a device runs.",
             "Export it first: greenllm export CHECKPOINT -o OUT.",
         )
-    if (does := str(source.manifest.details.get("task", ""))).startswith(("image-", "automatic-speech")):
+    if (does := str(source.manifest.details.get("task", ""))).startswith(("image-", "zero-shot-", "automatic-")):
         raise GreenError(f"{given.path} does {does}; bundles are made of models of text.", "Copy the export itself.")
     found = load_target(target or str(source.manifest.details.get("target", "cpu")))
     final = archives.named(Path(out or f"{given.path.name}-bundle").absolute(), archive=archive)

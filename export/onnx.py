@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, SPEECH, Checkpoint
 from greenllm.errors import GreenError
-from greenllm.export import speech
+from greenllm.export import dual, speech
 from greenllm.export.fused import fuse_attention, keep_norms
 from greenllm.export.quantized import Quantized, join, quantize_graph
 from greenllm.export.targets import Target
@@ -58,7 +58,7 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     """
     copy_side_files(checkpoint.path, out)
     write_config(out, checkpoint.config, None)
-    if checkpoint.task in IMAGES:
+    if checkpoint.task in SEEING:
         write_processor(checkpoint, out, progress)
     progress.stage("exporting the graph", 1)
     path = (work if checkpoint.quantized else out) / GRAPH
@@ -84,15 +84,16 @@ def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
     4-bit weights, which are made for single rows.
     """
     by_target = target.operators == "onnxruntime" and target.accuracy_level == 4  # noqa: PLR2004 - int8
-    if checkpoint.inputs or not by_target or checkpoint.task in (GENERATION, SPEECH):
+    if not by_target or checkpoint.task in (GENERATION, SPEECH):
         return checkpoint.inputs
-    return dict.fromkeys(quantizable(checkpoint)[0])
+    ends = dict.fromkeys(p for p in checkpoint.projections if checkpoint.is_packed(p))
+    return {**ends, **(checkpoint.inputs or dict.fromkeys(quantizable(checkpoint)[0]))}
 
 
 def export_graph(
     checkpoint: Checkpoint, path: Path, *, fused: bool = False, dtype: torch.dtype = torch.float32
 ) -> list[Path]:
-    """Write the dense graph; of a transcriber two, see :mod:`greenllm.export.speech`.
+    """Write the dense graph, or two of them: see :mod:`greenllm.export.speech` and :mod:`greenllm.export.dual`.
 
     Args:
         checkpoint: dense or packed.
@@ -126,6 +127,8 @@ def _parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[speech.Part]:
     """The functions that become graphs."""
     if checkpoint.task == SPEECH:
         return speech.parts(checkpoint, model)
+    if checkpoint.task == PAIRS:
+        return dual.parts(checkpoint, model)
     if checkpoint.task == GENERATION:
         return [(GRAPH, *_decoder(model))]
     return [(GRAPH, *(vision(checkpoint, model) if checkpoint.task in IMAGES else _encoder(model)))]

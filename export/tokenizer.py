@@ -17,6 +17,9 @@ _OTHERS = (  # what tokenizers are apt to split in different ways
 )
 
 
+_FIX = "Export it as plain ONNX (--to onnx) and tokenize with Hugging Face's."
+
+
 class Encoder(Protocol):
     """A tokenizer of a runtime."""
 
@@ -24,8 +27,13 @@ class Encoder(Protocol):
         """Token ids of a text."""
 
 
-def departing_texts(checkpoint: Checkpoint, runtimes: Encoder) -> list[str]:
+def departing_texts(checkpoint: Checkpoint, runtimes: Encoder, fix: str = _FIX) -> list[str]:
     """Texts that the runtime's tokenizer splits otherwise than the checkpoint's.
+
+    Args:
+        checkpoint: whose directory transformers reads.
+        runtimes: what will split texts.
+        fix: what to do where plain English departs.
 
     Raises:
         GreenError: plain English is one of them, and not only for the special tokens at its ends.
@@ -36,11 +44,12 @@ def departing_texts(checkpoint: Checkpoint, runtimes: Encoder) -> list[str]:
         theirs = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
     except (OSError, ValueError):
         return []
-    special = set(theirs.all_special_ids)
-    plain = theirs(ENGLISH, add_special_tokens=False)["input_ids"]
-    if [i for i in map(int, runtimes.encode(ENGLISH)) if i not in special] != plain:
+    special = set(theirs.all_special_ids)  # what stands for unknown words is one of them
+    both = runtimes.encode(ENGLISH), theirs(ENGLISH, add_special_tokens=False)["input_ids"]
+    ours, plain = ([int(i) for i in ids if i not in special] for ids in both)
+    if ours != plain:
         raise GreenError(
             "The runtime's tokenizer splits English text otherwise than Hugging Face's: the model would read nonsense.",
-            "Export it as plain ONNX (--to onnx) and tokenize with Hugging Face's.",
+            fix,
         )
     return [t for t in (ENGLISH, *_OTHERS) if list(map(int, runtimes.encode(t))) != theirs(t)["input_ids"]]

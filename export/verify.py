@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from greenllm import pages
 from greenllm.audio import ENCODER
-from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SPEECH, Checkpoint
 from greenllm.errors import GreenError
-from greenllm.export import speech
+from greenllm.export import dual, speech
 from greenllm.export.int8 import int8_rows
 from greenllm.export.last_position import FIRST
 from greenllm.export.tokenizer import ENGLISH, departing_texts
@@ -21,6 +21,7 @@ from greenllm.images import answer_of, pictures
 from greenllm.quantize.activations import InputGrid, Inputs, dynamic_round
 from greenllm.quantize.linear import set_weight
 from greenllm.quantize.packed import Packed
+from greenllm.tokens import Tokenizer
 
 _TOKENS, _STEPS = 48, 4
 _PICTURES = 3
@@ -33,6 +34,7 @@ _RELATIVE = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.15}
 # put a code here and there one higher, so that after some layers the two errors are unlike but equally large.
 _ALIKE = 1.25
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_SAVE_TOKENIZER = "Save transformers' own: AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(CHECKPOINT)."
 _SLACK = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # in logits, between two runs of one graph
 
 
@@ -58,6 +60,8 @@ def verify(
     """
     if checkpoint.task == SPEECH:
         return _hear(checkpoint, path, arithmetic)
+    if checkpoint.task == PAIRS:
+        return _match(checkpoint, path, arithmetic, inputs or {})
     ids, text = _seen(checkpoint)
     want = _torch(checkpoint, ids)
     pages.give_back()
@@ -114,6 +118,41 @@ def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[st
     return found
 
 
+def _match(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic, inputs: Inputs) -> dict[str, Any]:
+    """Of a model for images and texts both graphs: the vectors of pictures and of texts."""
+    found: dict[str, Any] = {"against": "torch fp32", "input": dual.ASKED, "max_relative_error": 0.0}
+    try:
+        found["tokenizer_departs"] = departing_texts(checkpoint, Tokenizer(path), _SAVE_TOKENIZER)
+    except ImportError as e:  # SigLIP's own takes sentencepiece
+        found["tokenizer_unchecked"] = str(e).strip().splitlines()[0]
+    model = checkpoint.load_model()
+    asked = dual.seen(checkpoint, model)
+    want = dual.in_torch(model, asked)
+    alike = want
+    if inputs:
+        _round(checkpoint, model, inputs, None)
+        alike = dual.in_torch(model, asked)
+    del model
+    pages.give_back()
+    for name, graph, feed, true, rounded in zip(("images", "texts"), dual.GRAPHS, asked, want, alike, strict=True):
+        (got,) = _session(path, graph).run(None, feed)
+        if got.shape != true.shape or not np.isfinite(got).all():
+            raise GreenError(f"The exported graph for {name} gives {got.shape} values, torch {true.shape}, or NaN.")
+        relative = float(np.abs(got - true).max() / np.abs(true).max())
+        one = {"max_relative_error": relative}
+        bad = relative > _RELATIVE[arithmetic]
+        if inputs:
+            size = np.linalg.norm(true)
+            one["error"] = float(np.linalg.norm(got - true) / size)
+            one["error_of_rounding"] = float(np.linalg.norm(rounded - true) / size)
+            bad = one["error"] > _ALIKE * one["error_of_rounding"] + _RELATIVE["fp32"]
+        if bad:
+            raise _departs(f"onnx {name}", one)
+        found[name] = one
+        found["max_relative_error"] = max(found["max_relative_error"], relative)
+    return found
+
+
 def _likeness(want: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str, float]:
     """Of logits [T, V]."""
     return {"kl_divergence": _kl(want, got), "top1_agreement": float((got.argmax(-1) == want.argmax(-1)).mean())}
@@ -145,25 +184,30 @@ def _torch(checkpoint: Checkpoint, ids: NDArray[Any], inputs: Inputs | None = No
     """What the source gives in float32; where there are ``inputs``, with them and their weights as integers."""
     model = checkpoint.load_model()
     # the graph of a decoder is run in steps, and finds its grids in each of them
-    cuts = [len(ids) - _STEPS, *[1] * _STEPS]
-
-    def rounding(grid: InputGrid | None) -> Any:
-        one = dynamic_round if grid is None else grid.round
-        if checkpoint.task != GENERATION:
-            return lambda _, args: (one(args[0]),)
-        return lambda _, args: (torch.cat([one(x) for x in args[0].split(cuts, dim=-2)], dim=-2),)
-
-    for name, grid in (inputs or {}).items():
-        model.get_submodule(name).register_forward_pre_hook(rounding(grid))
-    for name, packed in checkpoint.packed() if inputs else ():
-        if name in (inputs or {}) and isinstance(packed, Packed):
-            codes, scales = int8_rows(packed)  # groups of a row share a scale in the graph
-            set_weight(model.get_submodule(name), torch.from_numpy(codes * scales[:, None]))
+    cuts = [len(ids) - _STEPS, *[1] * _STEPS] if checkpoint.task == GENERATION else None
+    _round(checkpoint, model, inputs or {}, cuts)
     if checkpoint.task in IMAGES:
         seen: NDArray[np.float32] = answer_of(model(pixel_values=torch.from_numpy(ids)))[1].numpy()
         return seen
     found: NDArray[np.float32] = model(input_ids=torch.from_numpy(ids)[None])[0][0].float().numpy()
     return found
+
+
+def _round(checkpoint: Checkpoint, model: Any, inputs: Inputs, cuts: list[int] | None) -> None:
+    """Have linears round inputs and weights as graphs do that compute in integers; ``cuts`` are a decoder's steps."""
+
+    def rounding(grid: InputGrid | None) -> Any:
+        one = dynamic_round if grid is None else grid.round
+        if cuts is None:
+            return lambda _, args: (one(args[0]),)
+        return lambda _, args: (torch.cat([one(x) for x in args[0].split(cuts, dim=-2)], dim=-2),)
+
+    for name, grid in inputs.items():
+        model.get_submodule(name).register_forward_pre_hook(rounding(grid))
+    for name, packed in checkpoint.packed() if inputs else ():
+        if name in inputs and isinstance(packed, Packed):
+            codes, scales = int8_rows(packed)  # groups of a row share a scale in the graph
+            set_weight(model.get_submodule(name), torch.from_numpy(codes * scales[:, None]))
 
 
 def _graph(checkpoint: Checkpoint, path: Path, ids: NDArray[Any]) -> NDArray[np.float32]:

@@ -32,6 +32,10 @@ def run(
     clip: Annotated[
         Path | None, typer.Option("--audio", help="transcribers: the file to hear (.wav, .flac, .ogg …)")
     ] = None,
+    image: Annotated[Path | None, typer.Option(help="models for images and texts: the file to look at")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="with --image: what it may show, by commas; the prompt is what is read: a {}")
+    ] = None,
     system: SystemOption = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="length of an answer at most; default: 256, or what a clip may take")
@@ -42,13 +46,16 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="no chat template around the prompt")] = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Stream an answer from an exported model: text, an encoder's embedding, or what is said in a clip."""
-    from greenllm import audio, generate, talk, transcribe
+    """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
+    from greenllm import audio, generate, match, pairs, talk, transcribe
     from greenllm.export.archive import opened
 
     with opened(Path(model).expanduser()) as path:
         directory = generate.find(path)
         able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
+        if asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
+            match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
+            return
         transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others)
         if clip is not None:
             heard, listener = audio.read(clip), transcribe.Transcriber(directory, threads=threads)

@@ -14,16 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from greenllm import artifact, gpu, images
-from greenllm.checkpoint import GENERATION, IMAGES, SPEECH, Checkpoint
+from greenllm import artifact, images, own
+from greenllm.checkpoint import IMAGES, PAIRS, SPEECH, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
-from greenllm.step import BASE_BYTES, Estimate, flops_per_second
 
 Batch = dict[str, Tensor]  # what a model is called with
-_CACHE = 200 << 20  # bytes of keys and values while the model speaks
 _TEXT_FIELDS = ("text", "content", "sentence", "instruction", "question", "prompt")
 
 
@@ -33,7 +31,8 @@ def samples(
 ) -> Any:  # fmt: skip
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
-    A transcriber's are batches of its inputs, one a clip; see :func:`greenllm.hearing.samples`.
+    Batches of its inputs of a transcriber, one a clip (:func:`greenllm.hearing.samples`), and of a model for images and
+    texts (:func:`greenllm.pairing.samples`).
 
     Args:
         checkpoint: whose tokenizer (and, for "self", whose own words) are used.
@@ -50,12 +49,16 @@ def samples(
     """
     if checkpoint.task in IMAGES:
         return _images(checkpoint, source, count, seed)
+    if checkpoint.task == PAIRS:
+        from greenllm import pairing
+
+        return pairing.samples(checkpoint, source, count)
     if checkpoint.task == SPEECH:
         from greenllm import hearing
 
         return hearing.samples(checkpoint, source, count, progress or Silent())
     if source == "self":
-        return own_samples(checkpoint, count, length, seed, progress or Silent())
+        return own.samples(checkpoint, count, length, seed, progress or Silent())
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
@@ -147,75 +150,6 @@ def _tokens(tokenizer: Any, texts: Iterator[str], need: int) -> Tensor:
     return torch.tensor(found, dtype=torch.int64)
 
 
-@torch.no_grad()
-def own_samples(checkpoint: Checkpoint, count: int, length: int, seed: int, progress: Progress) -> Tensor:
-    """What the model says by itself, sampled at temperature 1 after its first token.
-
-    Data-free calibration of LLM-QAT (Liu et al., 2023, arXiv:2305.17888, section 3.1). An encoder says nothing:
-    it gets random tokens of its vocabulary.
-
-    Returns:
-        int64 [count, length].
-    """
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = int(checkpoint.config.vocab_size)
-    if checkpoint.task != GENERATION:
-        return torch.randint(vocabulary, (count, length), generator=generator)
-    model = gpu.place(checkpoint.load_model())
-    first = getattr(checkpoint.config, "bos_token_id", None)
-    start = (
-        torch.randint(vocabulary, (count, 1), generator=generator) if first is None else torch.full((count, 1), first)
-    )
-    rows = start.split(_rows_at_a_time(checkpoint, length))
-    progress.stage("sampling calibration text", len(rows) * length)
-    return torch.cat([_continue(model, r, length, generator, progress) for r in rows])
-
-
-def _continue(model: Any, ids: Tensor, length: int, generator: torch.Generator, progress: Progress) -> Tensor:
-    past = None
-    for _ in range(length - 1):
-        out = model(input_ids=gpu.place(ids[:, -1:]), past_key_values=past, use_cache=True)
-        past = out.past_key_values
-        ids = torch.cat([ids, _draw(out.logits[:, -1].float(), generator).to(ids.device)], 1)
-        progress.advance()
-    progress.advance()
-    return ids
-
-
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token of each row's distribution, int64 [B, 1], by inverting its cumulative sum (multinomial is slow)."""
-    sums = torch.softmax(logits, -1).cumsum(-1)
-    u = torch.rand(len(logits), 1, generator=generator).to(sums.device) * sums[:, -1:]
-    return torch.searchsorted(sums, u, right=True).clamp_max(logits.shape[1] - 1)
-
-
-def _cache_bytes(checkpoint: Checkpoint, length: int) -> int:
-    """Keys and values of one sample, float32."""
-    c = checkpoint.config
-    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-    width = heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
-    return int(4 * 2 * c.num_hidden_layers * width * length)
-
-
-def _rows_at_a_time(checkpoint: Checkpoint, length: int) -> int:
-    room = torch.cuda.mem_get_info()[0] // 4 if gpu.kind() == "cuda" else _CACHE
-    return max(1, room // _cache_bytes(checkpoint, length))
-
-
-def estimate_own(checkpoint: Checkpoint, count: int, length: int) -> Estimate:
-    """Time and memory of :func:`own_samples`: every token reads all weights and computes ``count`` rows."""
-    if checkpoint.task != GENERATION:
-        return Estimate(1, 0)
-    rows = min(count, _rows_at_a_time(checkpoint, length))
-    cache = _cache_bytes(checkpoint, length) * rows
-    peak = BASE_BYTES + 4 * checkpoint.parameters + 1.2 * cache + 12 * rows * int(checkpoint.config.vocab_size)
-    if gpu.kind() == "cuda":  # 0.13 s on an H200 with 2900 rows, see bench/gpu.md
-        step = 0.03 + 2 * checkpoint.parameters * rows / 2e13 + 4 * cache / 3e12
-    else:
-        step = 4 * checkpoint.parameters / 6e9 + 2 * checkpoint.parameters * rows / flops_per_second() + 2 * cache / 6e9
-    return Estimate(2 + length * -(-count // rows) * step, peak)
-
-
 def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
     """Refuse a calibration file that is missing, empty or not what the model takes, before anything long begins.
 
@@ -225,6 +159,10 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
     if checkpoint is not None and checkpoint.task in IMAGES:
         for file in itertools.islice(_image_files(source), 1):
             images.opened(file)
+    elif checkpoint is not None and checkpoint.task == PAIRS:
+        from greenllm import pairing
+
+        pairing.pairs(source, 1)
     elif checkpoint is not None and checkpoint.task == SPEECH:
         from greenllm import hearing
 
@@ -273,14 +211,19 @@ def load(file: Path) -> Any:
 
 
 def describe(source: str, ids: Tensor | list[Batch], seed: int) -> dict[str, Any]:
-    """What the manifest says of the samples."""
+    """What the manifest says of the samples; of batches ``length`` is the mean one in tokens."""
     if isinstance(ids, list):
-        from greenllm import hearing
-
-        return hearing.describe(source, ids, seed)
-    digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+        digest, rows, tokens = hashlib.sha256(), 0, 0
+        for batch in ids:
+            for _, tensor in sorted(batch.items()):
+                digest.update(tensor.contiguous().numpy().tobytes())
+            read = next(t for name, t in batch.items() if name.endswith("input_ids"))
+            rows, tokens = rows + len(read), tokens + read.numel()
+        return {"source": source, "samples": rows, "length": round(tokens / rows), "seed": seed,
+                "sha256": digest.hexdigest()}  # fmt: skip
+    sha256 = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
     size: dict[str, Any] = {"length": ids.shape[1]} if ids.dim() == 2 else {"shape": list(ids.shape[1:])}  # noqa: PLR2004
-    return {"source": source, "samples": ids.shape[0], **size, "seed": seed, "sha256": digest}
+    return {"source": source, "samples": ids.shape[0], **size, "seed": seed, "sha256": sha256}
 
 
 def translate(ids: Tensor, source: Checkpoint, to: Checkpoint) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, source
+from greenllm import artifact, pairs, source
 from greenllm.artifact import Source
 from greenllm.errors import GreenError
 from greenllm.quantize import activations, bnb
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
 IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
 SPEECH = "automatic-speech-recognition"
-_INPUTS = {**dict.fromkeys(IMAGES, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
+PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
+SEEING = (*IMAGES, PAIRS)
+_INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -50,7 +52,7 @@ class Checkpoint:
         path: the directory.
         parents: provenance, from the nearest to the source.
         config: transformers' configuration, without ``quantization_config``.
-        task: "text-generation", "feature-extraction", "text-classification", :data:`SPEECH` or one of :data:`IMAGES`.
+        task: "text-generation", "feature-extraction", "text-classification", :data:`SPEECH` or one of :data:`SEEING`.
         tied: whether head and embedding are one matrix.
     """
 
@@ -87,10 +89,17 @@ class Checkpoint:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the pixels that a vision encoder takes."""
-        size = self.config.image_size
+        """Channels, height and width of the pixels that a vision encoder takes.
+
+        Raises:
+            GreenError: they are not of one size.
+        """
+        config = self.config.vision_config if self.task == PAIRS else self.config
+        size = getattr(config, "image_size", None)
+        if size is None:
+            raise GreenError(f"{self.path}: no image_size in its configuration; only images of one size are taken.")
         height, width = (size, size) if isinstance(size, int) else size
-        return int(self.config.num_channels), int(height), int(width)
+        return int(getattr(config, "num_channels", 3)), int(height), int(width)  # BLIP's has none: RGB
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -113,7 +122,7 @@ class Checkpoint:
                 model = _auto_class(self.task).from_config(copy.deepcopy(config or self.config), dtype=torch.float32)
         except (ValueError, KeyError, AttributeError, TypeError) as e:
             raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
-        if self.task in IMAGES and any("running_mean" in n for n, _ in model.named_buffers()):
+        if self.task in SEEING and any("running_mean" in n for n, _ in model.named_buffers()):
             raise GreenError(
                 f"{self.path}: {type(model).__name__} has batch normalization; such networks are not supported yet.",
                 "Vision encoders without it are: ViT, DeiT and their like.",
@@ -162,6 +171,10 @@ class Checkpoint:
                 if key.endswith(mark):
                     module = key.removesuffix(mark)
                     yield module, self.read_packed(module)
+
+    def is_packed(self, module: str) -> bool:
+        """Whether a module's weight is packed."""
+        return self._packed_module(module) is not None
 
     def read_packed(self, module: str) -> Packed | bnb.Blockwise:
         """The packed weight of one module.
@@ -226,6 +239,9 @@ class Checkpoint:
         if self.task in IMAGES:  # patches are embedded by a convolution, and a classifier is small: both stay
             return "", ""
         names = {id(m): n for n, m in model.named_modules()}
+        if self.task == PAIRS:
+            words = next((m for m in model.text_model.modules() if isinstance(m, nn.Embedding)), None)
+            return names.get(id(words), ""), ""
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         return names.get(id(embedding), ""), names.get(id(head), "") if head is not None else ""
 
@@ -238,6 +254,19 @@ class Checkpoint:
     def head(self) -> str:
         """Module name of the language-model head, "" if there is none."""
         return self._roles[1]
+
+    @functools.cached_property
+    def projections(self) -> list[str]:
+        """Module names of the linears after the blocks of each tower of :data:`PAIRS`; nothing for other models."""
+        if self.task != PAIRS:
+            return []
+        model = self.skeleton()
+        stacks = tuple(f"{prefix}." for prefix, _ in stacks_of(model))
+        kept = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))  # is no linear
+        return [
+            n for n, m in model.named_modules()
+            if isinstance(m, nn.Linear) and not n.startswith((*stacks, *kept))
+        ]  # fmt: skip
 
     @functools.cached_property
     def _sideways(self) -> frozenset[str]:
@@ -315,19 +344,48 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The lists of blocks that hidden states go through, in their order: one, or the encoder's and the decoder's.
+    """The lists of blocks in their order: one, the encoder's and the decoder's, or those for images and for texts.
 
     Raises:
         GreenError: see :func:`blocks_of`.
     """
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    parts = _parts(model)
+    if not parts:
         return [blocks_of(model)]
     names = {id(m): n for n, m in model.named_modules()}
     found = []
-    for part in (model.get_encoder(), model.get_decoder()):  # type: ignore[operator]
+    for part in parts:
         inner, blocks = blocks_of(part)
         found.append((f"{names[id(part)]}.{inner}", blocks))
     return found
+
+
+def _parts(model: Any) -> tuple[nn.Module, ...]:
+    """What has a list of its own, in a model that has several."""
+    if paired(model):
+        return model.vision_model, model.text_model
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return model.get_encoder(), model.get_decoder()
+    return ()
+
+
+def paired(model: Any) -> bool:
+    """Whether a model, or its class, has a tower for images and one for texts."""
+    return _sees_and_reads(model) and hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+
+
+def _sees_and_reads(model: Any) -> bool:
+    return {"vision_config", "text_config"} <= set(getattr(getattr(model, "config_class", None), "sub_configs", ()))
+
+
+def forward(model: Any, batch: dict[str, Tensor]) -> None:
+    """Call a model; of :data:`PAIRS` the tower for images, then that for texts, whatever its own order is."""
+    if not paired(model):
+        model(**batch)
+        return
+    texts = dict(batch)
+    model.get_image_features(pixel_values=texts.pop("pixel_values"))
+    model.get_text_features(**texts)
 
 
 def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
@@ -367,7 +425,11 @@ def _task(config: PretrainedConfig) -> str:
         if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
             return task
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
-        return IMAGE_FEATURES if _class(FEATURES, config).main_input_name == "pixel_values" else FEATURES
+        known = _class(FEATURES, config)
+        if not _sees_and_reads(known):
+            return IMAGE_FEATURES if known.main_input_name == "pixel_values" else FEATURES
+        if paired(known) and name == known.__name__:  # and not what writes about an image
+            return PAIRS
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 
 

@@ -15,6 +15,7 @@ from greenllm import artifact, template
 from greenllm.audio import ENCODER
 from greenllm.errors import GreenError
 from greenllm.older import cannot_run, silence
+from greenllm.pairs import TEXT
 from greenllm.tokens import Tokenizer
 
 _CHUNK = 128  # tokens that are read at once: between two chunks a reader may be told to stop
@@ -175,6 +176,11 @@ def open_found(directory: Path, *, threads: int | None = None, keep: bool = Fals
         return GenaiModel(directory, threads=threads, keep=keep)
     if (directory / ENCODER).is_file():
         raise GreenError(f"{directory} writes what it hears.", "Give it a clip: greenllm run OUT --audio clip.wav.")
+    if (directory / TEXT).is_file():
+        raise GreenError(
+            f"{directory} compares images with texts.",
+            'Ask it: greenllm run OUT --image photo.jpg --labels "cat,dog".',
+        )
     if is_encoder(directory):
         raise GreenError(
             f"{directory} gives embeddings and does not generate text.",

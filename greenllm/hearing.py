@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +65,3 @@ def blank(checkpoint: Checkpoint) -> list[Batch]:
     """A second of silence, for a walk that looks at weights alone."""
     start = int(checkpoint.config.decoder_start_token_id)
     return [{"input_values": torch.zeros(1, audio.RATE), "decoder_input_ids": torch.full((1, _BLANK), start)}]
-
-
-def describe(source: str, batches: list[Batch], seed: int) -> dict[str, Any]:
-    """What the manifest says of the samples; ``length`` is the mean one in tokens."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        for _, tensor in sorted(batch.items()):
-            digest.update(tensor.contiguous().numpy().tobytes())
-    tokens = sum(b["decoder_input_ids"].shape[1] for b in batches)
-    return {"source": source, "samples": len(batches), "length": round(tokens / len(batches)), "seed": seed,
-            "sha256": digest.hexdigest()}  # fmt: skip

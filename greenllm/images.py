@@ -26,9 +26,13 @@ def opened(file: Path) -> Image.Image:
     """An image as RGB, upright.
 
     Raises:
-        GreenError: it is damaged, of another format than JPEG, PNG, WebP and BMP, or has far too many pixels.
+        GreenError: it is damaged, of another format than JPEG, PNG, WebP and BMP, or has far too many pixels; or
+            Pillow is not installed.
     """
-    from PIL import Image, ImageOps
+    try:
+        from PIL import Image, ImageOps
+    except ModuleNotFoundError as e:
+        raise GreenError("Pillow is not installed.", 'Install it: pip install "greenllm[bench]".') from e
 
     try:
         with warnings.catch_warnings():

@@ -91,16 +91,20 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
 
 def _parts(checkpoint: Checkpoint, n: int) -> tuple[float, float]:
     """Shares of the weights in blocks, and in embedding and head; what images and clips go through first is neither."""
-    if checkpoint.input == "pixel_values":
+    from greenllm.checkpoint import PAIRS
+    from greenllm.quantize.linear import weight_of
+    from greenllm.quantize.run import quantizable
+
+    if checkpoint.task == PAIRS:
+        model = checkpoint.skeleton()
+        outside = sum(weight_of(model.get_submodule(m)).numel() for m in quantizable(checkpoint)[1]) / n
+    elif checkpoint.input == "pixel_values":
         outside = 0.0
     else:
         outside = checkpoint.config.vocab_size * getattr(checkpoint.config, "hidden_size", 0) / n
         outside = min(1.0, outside * (1 if checkpoint.tied else 2))
     if checkpoint.input == "input_ids":
         return 1 - outside, outside
-    from greenllm.quantize.linear import weight_of
-    from greenllm.quantize.run import quantizable
-
     return sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / n, outside
 
 

@@ -180,7 +180,8 @@ def _check_bench(
     """Refuse before any work what the bench would refuse after it."""
     from greenllm.bench import fidelity, speech, texts
     from greenllm.bench.require import parse
-    from greenllm.bench.tasks import read_all
+    from greenllm.bench.tasks import read_all, zeroshot
+    from greenllm.pairs import TASK
 
     texts.read(text)
     if pairs:
@@ -188,6 +189,9 @@ def _check_bench(
     found = read_all(tasks)
     if does == speech.TASK:
         speech.clips(found)
+    if does == TASK:
+        for task in found:
+            zeroshot.texts(task)
     for requirement in require:
         parse(requirement)
 

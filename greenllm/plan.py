@@ -122,13 +122,13 @@ def _set_budget(recipe: Recipe, bits: float | None, size: float | None) -> None:
 
 def _estimate(checkpoint: Checkpoint, recipe: Recipe, *, exported: bool) -> Estimate:
     """Sum of the steps' seconds, largest of their peaks; sampling included, and export where there is one."""
-    from greenllm.calibration import estimate_own
+    from greenllm import own
     from greenllm.step import BASE_BYTES, Estimate
 
     c = recipe.calibration
     parts = [s.estimate(checkpoint, c.samples * c.length) for s in recipe.steps]
     if recipe.calibrated and c.source == "self":
-        parts.append(estimate_own(checkpoint, c.samples, c.length))
+        parts.append(own.estimate(checkpoint, c.samples, c.length))
     if exported:
         parts.append(Estimate(15 + checkpoint.parameters / 6e6, BASE_BYTES + 6 * checkpoint.parameters))
     return Estimate(sum(p.seconds for p in parts), max(p.peak_bytes for p in parts))

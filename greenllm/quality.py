@@ -29,7 +29,7 @@ def loss_of(done: Artifact) -> float | None:
     """What the bench of a compressed model found that it lost; None where it could not compare.
 
     For a generator its perplexity over the source's, for an encoder 1 over the mean cosine of its embeddings
-    to the source's, for a transcriber the source's right words over its own.
+    to the source's (of images or of texts, the lower one), for a transcriber the source's right words over its own.
     """
     first, *_, row = results_of(done).rows
     both = [(first.tasks[n], t) for n, t in row.tasks.items() if "wer" in t.scores and n in first.tasks]
@@ -37,7 +37,8 @@ def loss_of(done: Artifact) -> float | None:
         return max(before / after for before, after in heard)
     if "perplexity" in row.ratios:
         return row.ratios["perplexity"].value
-    return 1 / max(row["cosine"].value, 1e-6) if "cosine" in row else None
+    cosines = [row[m].value for m in ("cosine", "cosine_text") if m in row]
+    return 1 / max(min(cosines), 1e-6) if cosines else None
 
 
 def _right(task: TaskResult) -> float:

@@ -53,7 +53,7 @@ class Tokenizer:
         told += [config.get(k) for k in ("max_position_embeddings", "n_positions")]
         return next((t for t in told if isinstance(t, int) and t > 1), 2048)
 
-    def special(self, role: Literal["bos", "eos"]) -> int | None:
+    def special(self, role: Literal["bos", "eos", "pad"]) -> int | None:
         """The token that the tokenizer's configuration gives a role."""
         token = read_json(self.directory / "tokenizer_config.json").get(f"{role}_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -62,6 +62,10 @@ class Tokenizer:
     def words(self, ids: list[int]) -> str:
         """The text of tokens, special ones left out."""
         return str(self.inner.decode(ids))
+
+    def encode(self, text: str) -> list[int]:
+        """A text with all special tokens that the tokenizer itself puts around it."""
+        return list(self.inner.encode(text).ids)
 
     def plain(self, text: str) -> list[int]:
         """A text without the tokenizer's own first tokens."""

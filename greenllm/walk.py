@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from greenllm.checkpoint import Checkpoint, stacks_of
+from greenllm.checkpoint import Checkpoint, forward, stacks_of
 from greenllm.progress import Progress, Silent
 
 Batch = dict[str, Tensor]
@@ -27,7 +27,8 @@ Visit = Callable[[str, nn.Module, Callable[[], None]], dict[str, Tensor]]
 class Walk:
     """Hidden states of calibration batches on their way through the blocks of a checkpoint.
 
-    Blocks may be of several lists, one after the other: a decoder's are called with what the encoder's last one gave.
+    Blocks may be of several lists, one after the other: a decoder's are called with what the encoder's last one gave;
+    towers for images and texts know nothing of each other.
 
     Args:
         checkpoint: where weights come from.
@@ -43,11 +44,9 @@ class Walk:
         self.stacks = stacks_of(self.model)
         self.blocks = nn.ModuleList(block for _, stack in self.stacks for block in stack)
         self.names = [f"{prefix}.{i}" for prefix, stack in self.stacks for i in range(len(stack))]
-        for name, _ in list(self.model.named_parameters()):
-            if not name.startswith(tuple(f"{prefix}." for prefix, _ in self.stacks)):
-                checkpoint.materialize(self.model, name)
-        if checkpoint.tied:
-            self.model.tie_weights()
+        inside = tuple(f"{prefix}." for prefix, _ in self.stacks)
+        every = (name for name, _ in self.model.named_parameters() if not name.startswith(inside))
+        self.around = [name for name in every if name != f"{checkpoint.head}.weight"]  # no walk goes through the head
         self.model.config.use_cache = False
         self.calls: list[list[Call]] = []  # of each block of the list that is walked, batch by batch
         self.hidden: list[Tensor] = []
@@ -99,24 +98,26 @@ class Walk:
 
         handle = head.register_forward_pre_hook(catch)
         try:
-            for j, batch in enumerate(self.batches):
-                with self._replaced(self._ended(j)), _until_stopped():
-                    self.model(**batch)
-                yield caught.pop()
+            with self._awake():
+                for j, batch in enumerate(self.batches):
+                    with self._replaced(self._ended(j)), _until_stopped():
+                        forward(self.model, batch)
+                    yield caught.pop()
         finally:
             handle.remove()
 
     def _record(self, stack: nn.ModuleList) -> None:
         """Run the model with pass-through blocks to learn what each block of a list is called with."""
         self.hidden, self.calls = [], [[] for _ in stack]
-        for j, batch in enumerate(self.batches):
-            recorders = [PassThrough(b, stop=i == len(stack) - 1) for i, b in enumerate(stack)]
-            with self._replaced([*self._ended(j), recorders]), _until_stopped():
-                self.model(**batch)
-            self.hidden.append(recorders[0].hidden)
-            for calls, recorder in zip(self.calls, recorders, strict=True):
-                # Texts have one shape and no padding: masks and positions are the same for every batch.
-                calls.append(calls[0] if calls and len(self.stacks) == 1 else recorder.call)
+        with self._awake():
+            for j, batch in enumerate(self.batches):
+                recorders = [PassThrough(b, stop=i == len(stack) - 1) for i, b in enumerate(stack)]
+                with self._replaced([*self._ended(j), recorders]), _until_stopped():
+                    forward(self.model, batch)
+                self.hidden.append(recorders[0].hidden)
+                for calls, recorder in zip(self.calls, recorders, strict=True):
+                    # Texts have one shape and no padding: masks and positions are the same for every batch.
+                    calls.append(calls[0] if calls and len(self.stacks) == 1 else recorder.call)
 
     def _ended(self, batch: int) -> list[list[PassThrough]]:
         """Stand-ins for the lists that were walked, which give what their last block gave."""
@@ -166,6 +167,19 @@ class Walk:
             if (self.state / f"hidden-{i}.safetensors").exists() and all(b.exists() for b in blocks):
                 return i
         return 0
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """With the weights around the blocks, embeddings and norms, in memory; between blocks they are not needed."""
+        for name in self.around:
+            self.checkpoint.materialize(self.model, name)
+        try:
+            yield
+        finally:
+            for name in self.around:
+                module, _, leaf = name.rpartition(".")
+                owner = self.model.get_submodule(module)
+                setattr(owner, leaf, nn.Parameter(getattr(owner, leaf).to("meta"), requires_grad=False))
 
     @contextmanager
     def _replaced(self, stand_ins: list[list[PassThrough]]) -> Iterator[None]:

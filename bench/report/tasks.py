@@ -13,6 +13,10 @@ _WORDS = {
     "pct_stereotype": ", prefers the stereotype (none: 50 %)",
     "accuracy_amb": ", where nobody can know", "accuracy_disamb": ", where the context says it",
     "amb_bias_score": ", bias where nobody can know", "disamb_bias_score": ", bias where the context says it",
+    "caption_r1": ", caption of an image, recall@1", "caption_r5": ", caption of an image, recall@5",
+    "caption_r10": ", caption of an image, recall@10",
+    "image_r1": ", image of a caption, recall@1", "image_r5": ", image of a caption, recall@5",
+    "image_r10": ", image of a caption, recall@10",
     "toxic": ", writes listed words",
     "refusal_unsafe": ", refuses unsafe prompts", "refusal_safe": ", refuses safe prompts",
 }  # fmt: skip
@@ -25,7 +29,7 @@ def lines(results: Results) -> list[tuple[str, list[dict[str, Any]]]]:
         of = [row.tasks.get(name) for row in results.rows]
         for kind in dict.fromkeys(k for t in of if t for k in t.scores):
             chance = next(t.chance for t in of if t)
-            known = f" (chance {100 * chance:.0f} %)" if chance is not None and kind == "acc" else ""
+            known = f" (chance {100 * chance:.0f} %)" if chance is not None and kind in ("acc", "caption_r1") else ""
             scores = [t.scores.get(kind) if t else None for t in of]
             found.append((f"{name}{_words(kind)}{known}", [cell(s) for s in scores]))
     return found

@@ -107,6 +107,9 @@ class Runner(Protocol):
     def pixels(self, files: Sequence[str]) -> NDArray[np.float32]:
         """float32 [B, C, H, W]: image files as a vision encoder takes them, by its own preprocessing."""
 
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts as a model for images and texts reads them, special tokens included."""
+
     def close(self) -> None:
         """Free the model."""
 
@@ -161,6 +164,10 @@ class Decoder(ABC):
         """Not for images."""
         raise NotImplementedError(f"a text generator sees nothing ({len(files)} images)")
 
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Not for images."""
+        raise NotImplementedError(f"a text generator compares no texts with images ({len(texts)} texts)")
+
 
 class Encoder:
     """What a sentence encoder cannot do."""
@@ -168,6 +175,10 @@ class Encoder:
     def pixels(self, files: Sequence[str]) -> NDArray[np.float32]:
         """Not for images."""
         raise NotImplementedError(f"an encoder of text sees nothing ({len(files)} images)")
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Not for images."""
+        raise NotImplementedError(f"it compares no texts with images ({len(texts)} texts)")
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """Not a generator."""

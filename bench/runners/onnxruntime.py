@@ -17,6 +17,7 @@ from greenllm.bench.runners.listener import OnnxListener
 from greenllm.bench.runners.values import values
 from greenllm.errors import GreenError
 from greenllm.export.device.run import EXACT
+from greenllm.pairs import TEXT
 from greenllm.tokens import read_json
 
 _CUDA = "CUDAExecutionProvider"
@@ -37,6 +38,10 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
         raise GreenError(f"{path}: on a GPU this bench runs text generators in ONNX Runtime, nothing else.")
     if (encoder := directory / ENCODER).is_file():
         return OnnxListener(open_session(encoder, threads), session, _info(directory, ""))
+    if (text := directory / TEXT).is_file():
+        from greenllm.bench.runners.dual import OnnxDual
+
+        return OnnxDual(session, open_session(text, threads), _info(directory, ""))
     outputs = [o.name for o in session.get_outputs()]
     if "pixel_values" in {i.name for i in session.get_inputs()}:
         from greenllm.bench.runners.vision import OnnxVision

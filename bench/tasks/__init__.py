@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from greenllm.bench.session import Session
-from greenllm.bench.tasks import answer, choice, picture, refusal, speech, stereotypes, toxicity, unclear
+from greenllm.bench.tasks import answer, choice, picture, refusal, retrieval, speech, stereotypes, toxicity, unclear
 from greenllm.bench.tasks.flips import Said, flips
-from greenllm.bench.tasks.items import Item, Opening, Pair, Picture, Prompt, Question, Task, Unclear, Utterance
+from greenllm.bench.tasks.items import (
+    Captioned,
+    Item,
+    Opening,
+    Pair,
+    Picture,
+    Prompt,
+    Question,
+    Task,
+    Unclear,
+    Utterance,
+)  # fmt: skip
 from greenllm.bench.tasks.read import read, read_all
 
 __all__ = ["Task", "read", "read_all", "run"]
 
 _ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance: speech.ask, Pair: stereotypes.ask,
-        Unclear: unclear.ask, Prompt: refusal.ask, Opening: toxicity.ask}  # fmt: skip
+        Captioned: retrieval.ask, Unclear: unclear.ask, Prompt: refusal.ask, Opening: toxicity.ask}  # fmt: skip
 
 
 def run(session: Session, task: Task, *, chat: bool = False) -> None:

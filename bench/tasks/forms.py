@@ -10,6 +10,7 @@ question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as
 question, passage, answer                 BoolQ: passage, "Question: …?" and "Answer:", as lm-eval's ``boolq``
 text, label                               classification: "Text: …" and "Label:"; the labels of all rows to choose from
 image, label                              image classification: a path relative to the file, and the class
+image, caption                            retrieval: a path relative to the file, and what is said of the image
 context (or prompt), answer (or answers)  a free answer: the context as it is
 question, answer (or answers)             a free answer: "Question: …" and "Answer:"
 sent_more, sent_less, bias_type           CrowS-Pairs: see :mod:`greenllm.bench.tasks.published`
@@ -19,7 +20,7 @@ prompt, continuation                      RealToxicityPrompts: the same
 ========================================  ===================================================================
 
 A label is a number from 0, a letter or the text of a choice; that of a classification is its text, that of an image the
-name or the index of the model's class. ``answers`` is a
+name or the index of the model's class; a model that reads chooses among the names of all rows. ``answers`` is a
 list of which any is right. With a column ``group`` beside these, the share that is right is told for each group too.
 """
 
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from greenllm.bench.tasks import published
-from greenllm.bench.tasks.items import Entry, Item, Labelled, Picture, Question, Utterance
+from greenllm.bench.tasks.items import Captioned, Entry, Item, Labelled, Picture, Question, Utterance
 
 
 def _plain(row: dict[str, Any]) -> Item:
@@ -73,6 +74,10 @@ def _picture(row: dict[str, Any]) -> Picture:
     if isinstance(label, bool) or not isinstance(label, (str, int)):
         raise TypeError(f"its label {label!r} is neither the name nor the index of a class")
     return Picture(Path(_text(row["image"])), label, "")
+
+
+def _captioned(row: dict[str, Any]) -> Captioned:
+    return Captioned(Path(_text(row["image"])), _text(row["caption"]).strip(), "")
 
 
 def _free(row: dict[str, Any]) -> Question:
@@ -126,6 +131,7 @@ FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
     ("prompt", "continuation"): published.opening,
     ("audio", "text"): _utterance,
     ("image", "label"): _picture,
+    ("image", "caption"): _captioned,
     ("context", "choices", "label"): _plain,
     ("ctx", "endings", "label"): _hellaswag,
     ("question", "choices", "label"): _arc,

@@ -106,7 +106,10 @@ class Question(Grouped):
 
 @dataclass(frozen=True)
 class Picture(Grouped):
-    """An image file and its class, a name or an index; ``where`` is its file and line, ``noise`` what is put on it."""
+    """An image file and its class, a name or an index; ``where`` is its file and line, ``noise`` what is put on it.
+
+    ``among`` are all names in its file, what a model that reads has to choose from.
+    """
 
     key: ClassVar[str] = "image"
     file: Path
@@ -114,6 +117,18 @@ class Picture(Grouped):
     where: str
     group: str = ""
     noise: float = 0.0
+    among: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Captioned(Grouped):
+    """An image file and what is said of it; ``where`` is its file and line."""
+
+    key: ClassVar[str] = "image"
+    file: Path
+    caption: str
+    where: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,7 @@ class Utterance(Grouped):
     noise: float = 0.0
 
 
-Entry: TypeAlias = "Item | Pair | Prompt | Opening | Question | Picture | Utterance"
+Entry: TypeAlias = "Item | Pair | Prompt | Opening | Question | Picture | Captioned | Utterance"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,19 @@ from typing import Any
 from greenllm import artifact, images
 from greenllm.bench.tasks import suite
 from greenllm.bench.tasks.forms import FORMS
-from greenllm.bench.tasks.items import Entry, Item, Labelled, Opening, Pair, Picture, Prompt, Question, Task, Utterance
+from greenllm.bench.tasks.items import (
+    Captioned,
+    Entry,
+    Item,
+    Labelled,
+    Opening,
+    Pair,
+    Picture,
+    Prompt,
+    Question,
+    Task,
+    Utterance,
+)  # fmt: skip
 from greenllm.bench.tasks.rows import FORM, rows
 from greenllm.bench.tasks.speech import check_clip
 from greenllm.bench.texts import spread
@@ -46,15 +58,15 @@ def read(path: Path | str, limit: int = 0) -> Task:
     items = _of_one_kind(path, found)
     chosen = items if not 0 < limit < len(items) else spread(sorted(items, key=lambda i: i.stratum), limit)
     for item in chosen:
-        if isinstance(item, Picture | Utterance):
+        if isinstance(item, Picture | Captioned | Utterance):
             _look(item)
     return Task(f"{path.absolute().parent.name}/{path.stem}", chosen, len(items))
 
 
-def _look(item: Picture | Utterance) -> None:
+def _look(item: Picture | Captioned | Utterance) -> None:
     """Open a file, so that a damaged one is told before anything is measured."""
     try:
-        if isinstance(item, Picture):
+        if not isinstance(item, Utterance):
             images.opened(item.file)
         else:
             check_clip(item)
@@ -66,9 +78,10 @@ def _of_one_kind(path: Path, found: list[Entry | Labelled]) -> list[Entry]:
     labels = tuple(sorted({r.label for r in found if isinstance(r, Labelled)}))
     if len(labels) == 1:
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
+    among = tuple(sorted({r.label for r in found if isinstance(r, Picture) and isinstance(r.label, str)}))
     named = [
         Item(r.context, labels, labels.index(r.label), group=r.group, parts=r.parts) if isinstance(r, Labelled) else r
-        for r in found
+        for r in (replace(r, among=among) if isinstance(r, Picture) else r for r in found)
     ]
     if len({type(r) for r in named}) > 1:
         raise GreenError(
@@ -98,7 +111,9 @@ def _item(path: Path, where: str, row: dict[str, Any]) -> Entry | Labelled:
         if not isinstance(row["group"], (str, int)):
             raise GreenError(f"{where}: its group {row['group']!r} is no name.", "Give a text or a number.")
         item = replace(item, group=str(row["group"]).strip())
-    if isinstance(item, Picture | Utterance):
+    if isinstance(item, Picture | Captioned | Utterance):
+        if isinstance(item, Captioned) and not item.caption:
+            raise GreenError(f"{where}: its caption is empty.")
         return replace(item, file=artifact.placed(path.parent, row[item.key], where, item.key), where=where)
     if not all(t.strip() for t in _told(item)):
         raise GreenError(f"{where}: an empty context, choice or answer cannot be scored.")

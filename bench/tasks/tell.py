@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from greenllm.bench.results import FEW, Results, TaskResult
+from greenllm.bench.tasks import zeroshot
 
 PAIRED = (
     "Against the baseline: the same items; of answers that flip, how many each way, McNemar's exact p, and an interval "
     "of the difference after one flip each way is added (Bonett and Price, 2012), which has a width even where none "
     "was seen; of other figures a BCa bootstrap of the difference."
+)
+_PIXELS = (
+    "Images are read as RGB and upright, and made pixels as the model's preprocessor_config.json says: in torch by "
+    "transformers, elsewhere by numpy and Pillow, which was compared with it at the export."
 )
 _SCORES = {  # by one that a task of the kind has
     "acc_norm": "Choices, without examples, lm-eval's prompts for HellaSwag, ARC and BoolQ: the answer is the choice "
@@ -58,6 +63,22 @@ def methods(tasks: dict[str, TaskResult], *, chat: bool) -> str:
     if harness:
         said.append("lm-eval's tasks: its prompts, examples, metrics and standard errors, on the first items of each.")
     return " ".join([*said, PAIRED])
+
+
+def pictures(tasks: dict[str, TaskResult]) -> str:
+    """What was asked of models that see, and how it is judged."""
+    said = [_PIXELS]
+    named = [t.note == zeroshot.NOTE for t in tasks.values() if "acc" in t.scores]
+    if any(named):
+        said.append(f"Zero-shot: the answer is {zeroshot.NOTE} (cosine); labels are those of all rows of the file.")
+    if not all(named):
+        said.append("The answer is the class with the largest logit.")
+    if any("caption_r1" in t.scores for t in tasks.values()):
+        said.append(
+            "Retrieval among the items asked: recall@k is how often a caption of an image is among the k captions "
+            "nearest to it, and the image of a caption among the k images; of equally near ones the right one is last."
+        )
+    return " ".join([*said, "Intervals: Wilson's.", PAIRED])
 
 
 def caveats(results: Results) -> list[str]:

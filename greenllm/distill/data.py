@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from greenllm import calibration
+from greenllm import calibration, own
 from greenllm.checkpoint import Checkpoint
 from greenllm.clean import Filter
 from greenllm.distill.vocabulary import Tokenizer, tokenizer_of
@@ -122,7 +122,7 @@ def _windows(
 
 def _own(student: Tokenizer, speaker: Checkpoint, count: int, length: int, seed: int, progress: Progress) -> Tensor:
     """The teacher's own words in the student's tokens, int64 [tokens]."""
-    ids = calibration.own_samples(speaker, count, length, seed, progress)
+    ids = own.samples(speaker, count, length, seed, progress)
     theirs = tokenizer_of(speaker.path)
     if theirs.get_vocab() == student.get_vocab():
         return ids.flatten()

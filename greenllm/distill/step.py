@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm import calibration, gpu
+from greenllm import calibration, gpu, own
 from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.distill import augment, data, labelled, recover, student
 from greenllm.distill.divergence import Kind
@@ -138,8 +138,8 @@ class Distill:
         kept = self.length * self.rows // self.accumulate * (24 * vocabulary + 60 * blocks * width)
         found = Estimate(20 + seconds, BASE_BYTES + 30 * n + kept)
         if data.SELF in self.texts.mix:
-            own = calibration.estimate_own(checkpoint, self.samples or data.OWN, self.length)
-            return Estimate(found.seconds + own.seconds, max(found.peak_bytes, own.peak_bytes))
+            said = own.estimate(checkpoint, self.samples or data.OWN, self.length)
+            return Estimate(found.seconds + said.seconds, max(found.peak_bytes, said.peak_bytes))
         return found
 
     def run(self, checkpoint: Checkpoint, out: Path, context: Context) -> dict[str, Any]:

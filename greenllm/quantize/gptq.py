@@ -18,6 +18,7 @@ from greenllm.quantize.rtn import round_onto
 
 _BLOCK = 64
 _ROWS = 2048
+_SOLVED = 1 << 24  # numbers of the systems that are solved for scales at a time, [rows, G, G]
 
 
 def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: bool = True, polish: int = 1) -> Packed:
@@ -44,7 +45,9 @@ def gptq(W: Tensor, H: Tensor, grid: Grid, *, damp: float = 0.01, act_order: boo
     order = torch.argsort(H.diagonal(), descending=True) if act_order else torch.arange(len(H))
     H, U = factored(H, order, damp)
     # Rows do not know of each other, so a tall weight (a head) is done in slices to save memory.
-    return concatenate([_rows(w, H, U, order, grid, polish) for w in W.split(_ROWS)])
+    groups = W.shape[1] // grid.size(W.shape[1])
+    rows = max(1, min(_ROWS, _SOLVED // groups**2))
+    return concatenate([_rows(w, H, U, order, grid, polish) for w in W.split(rows)])
 
 
 def _rows(W: Tensor, H: Tensor, U: Tensor, order: Tensor, grid: Grid, polish: int) -> Packed:

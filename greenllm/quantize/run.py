@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from greenllm import __version__
-from greenllm.checkpoint import IMAGES, SPEECH, Checkpoint, stacks_of
+from greenllm.checkpoint import IMAGES, PAIRS, SPEECH, Checkpoint, stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
@@ -65,14 +65,14 @@ class Rounding:
 
 
 def quantizable(checkpoint: Checkpoint) -> tuple[dict[str, nn.Module], list[str]]:
-    """What there is to quantize: the linears of the blocks by full name (on meta), and embedding and head.
+    """What there is to quantize: linears of the blocks by full name (on meta), and embedding, head and projections.
 
     Embedding and head are named once, as the head, if they are one matrix.
     """
     model = checkpoint.skeleton()
     inside = {f"{p}.{name}": layer for p, blocks in stacks_of(model) for name, layer in linears(blocks).items()}
     outside = [checkpoint.head] if checkpoint.tied else [m for m in (checkpoint.embedding, checkpoint.head) if m]
-    return inside, outside
+    return inside, [*outside, *checkpoint.projections]
 
 
 def check_grids(checkpoint: Checkpoint, grids: Grids, options: dict[str, str] | None = None) -> None:
@@ -118,6 +118,10 @@ def _nothing(checkpoint: Checkpoint) -> Tensor | list[Batch]:
         from greenllm import hearing
 
         return hearing.blank(checkpoint)
+    if checkpoint.task == PAIRS:
+        from greenllm import pairing
+
+        return pairing.blank(checkpoint)
     if checkpoint.task in IMAGES:
         return torch.zeros(1, *checkpoint.image_shape)
     return torch.zeros(1, 8, dtype=torch.int64)
@@ -204,14 +208,18 @@ class Quantizer:
         return {name: InputGrid(scale, int(zero)) for name, (scale, zero) in notes}
 
     def _head_moments(self, walk: Walk) -> dict[str, Tensor]:
-        """H of the head's inputs after the quantized blocks. An embedding alone has none: it is looked up."""
-        head = self.checkpoint.head
-        if not self.rounding.calibrated or head not in self.outside:
+        """H of the inputs of head and projections after the quantized blocks. An embedding has none."""
+        if not self.rounding.calibrated:
             return {}
-        H = torch.stack([x.T @ x for x in walk.head_inputs(walk.model.get_submodule(head))]).sum(0)
-        if self.checkpoint.tied:
+        heads = [h for h in (self.checkpoint.head, *self.checkpoint.projections) if h in self.outside]
+        found = {
+            head: torch.stack([x.T @ x for x in walk.head_inputs(walk.model.get_submodule(head))]).sum(0)
+            for head in heads
+        }
+        if self.checkpoint.tied and heads:
+            H = found[self.checkpoint.head]
             H += _LOOKUP * H.diagonal().mean() * torch.eye(len(H))
-        return {head: H}
+        return found
 
     def _tensors(self, walk: Walk) -> Iterator[tuple[str, Tensor]]:
         checkpoint, done = self.checkpoint, set[str]()

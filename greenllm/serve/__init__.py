@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from greenllm import generate, transcribe
+from greenllm import generate, match, transcribe
 from greenllm.embed import Embedder
 from greenllm.errors import GreenError
 from greenllm.serve.app import Served, make_app
@@ -70,7 +70,7 @@ def open_model(model: str | Path, threads: int | None) -> Served:
     name = Path(model).expanduser().absolute().name
     if generate.is_encoder(directory):
         return Served(name, embedder=Embedder(directory, threads=threads))
-    if not generate.is_genai(directory) and not transcribe.hears(directory):
+    if not (generate.is_genai(directory) or transcribe.hears(directory) or match.matches(directory)):
         raise GreenError(f"{model} is plain ONNX; text is served by ORT-GenAI.", "Export it with --to genai.")
     return Served(name, model=generate.open_found(directory, threads=threads, keep=True))
 
