@@ -131,7 +131,7 @@ def _estimate(checkpoint: Checkpoint, recipe: Recipe, *, exported: bool) -> Esti
         parts.append(own.estimate(checkpoint, c.samples, c.length))
     if exported:
         parts.append(Estimate(15 + checkpoint.parameters / 6e6, BASE_BYTES + 6 * checkpoint.parameters))
-    return Estimate(sum(p.seconds for p in parts), max(p.peak_bytes for p in parts))
+    return Estimate(sum(p.seconds for p in parts), max((p.peak_bytes for p in parts), default=0))
 
 
 def _memory() -> int:

@@ -58,7 +58,8 @@ def read(path: str, column: str, groups: str = "") -> Table:
     labels = data[column]
     for i, row in enumerate(zip(labels, *(data[n] for n in (*texts[:2], *([groups] if groups else []))), strict=True)):
         if any(v is None for v in row):
-            raise GreenError(f"{path}, row {i + 1}: no text, no label or no group.", "Every row has them.")
+            lacks = "no text, no label or no group" if groups else "no text or no label"
+            raise GreenError(f"{path}, row {i + 1}: {lacks}.", "Every row has them.")
     pairs = list(data[texts[1]]) if len(texts) > 1 else None
     members = [str(v) for v in data[groups]] if groups else None
     return Table(Path(path).name, list(data[texts[0]]), pairs, [str(v) for v in labels], members)
