@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact, images, own
-from greenllm.checkpoint import IMAGES, PAIRS, SPEECH, Checkpoint
+from greenllm.checkpoint import IMAGES, PAIRS, SEEING, SPEECH, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
@@ -177,7 +177,7 @@ def check_balance(source: str, balance: str, checkpoint: Checkpoint) -> None:
     Raises:
         GreenError: no ``.jsonl`` file of texts, or see :func:`by_group`.
     """
-    if balance and (checkpoint.task in (*IMAGES, SPEECH) or Path(source).suffix != ".jsonl"):
+    if balance and (checkpoint.task in (*SEEING, SPEECH) or Path(source).suffix != ".jsonl"):
         raise GreenError(f"{source} has no rows with {balance!r} and a text.", "Balance the texts of a .jsonl file.")
     if balance:
         by_group(source, balance)

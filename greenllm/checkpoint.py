@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from greenllm import artifact, pairs, source
 from greenllm.artifact import Source
+from greenllm.blocks import paired, sees_and_reads, stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize import activations, bnb
 from greenllm.quantize.packed import BITS, Packed, from_gptq
@@ -326,68 +327,6 @@ def spec_of(quantization: dict[str, Any], module: str) -> tuple[int, int, bool]:
     return bits, group, bool(spec.get("sym", True))
 
 
-def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of repeated blocks: of all lists of like modules, the one with the most parameters.
-
-    Raises:
-        GreenError: the model has none.
-    """
-    lists = [
-        (sum(p.numel() for p in m.parameters()), name, m)
-        for name, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) and len({type(b) for b in m}) == 1
-    ]
-    if not lists:
-        raise GreenError(f"{type(model).__name__} has no list of repeated blocks; it cannot be walked.")
-    _, name, found = max(lists, key=lambda x: x[0])
-    return name, found
-
-
-def stacks_of(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The lists of blocks in their order: one, the encoder's and the decoder's, or those for images and for texts.
-
-    Raises:
-        GreenError: see :func:`blocks_of`.
-    """
-    parts = _parts(model)
-    if not parts:
-        return [blocks_of(model)]
-    names = {id(m): n for n, m in model.named_modules()}
-    found = []
-    for part in parts:
-        inner, blocks = blocks_of(part)
-        found.append((f"{names[id(part)]}.{inner}", blocks))
-    return found
-
-
-def _parts(model: Any) -> tuple[nn.Module, ...]:
-    """What has a list of its own, in a model that has several."""
-    if paired(model):
-        return model.vision_model, model.text_model
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return model.get_encoder(), model.get_decoder()
-    return ()
-
-
-def paired(model: Any) -> bool:
-    """Whether a model, or its class, has a tower for images and one for texts."""
-    return _sees_and_reads(model) and hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
-
-
-def _sees_and_reads(model: Any) -> bool:
-    return {"vision_config", "text_config"} <= set(getattr(getattr(model, "config_class", None), "sub_configs", ()))
-
-
-def forward(model: Any, batch: dict[str, Tensor]) -> None:
-    """Call a model; of :data:`PAIRS` the tower for images, then that for texts, whatever its own order is."""
-    if not paired(model):
-        model(**batch)
-        return
-    texts = dict(batch)
-    model.get_image_features(pixel_values=texts.pop("pixel_values"))
-    model.get_text_features(**texts)
-
-
 def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     from transformers import AutoConfig
 
@@ -426,7 +365,7 @@ def _task(config: PretrainedConfig) -> str:
             return task
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
         known = _class(FEATURES, config)
-        if not _sees_and_reads(known):
+        if not sees_and_reads(known):
             return IMAGE_FEATURES if known.main_input_name == "pixel_values" else FEATURES
         if paired(known) and name == known.__name__:  # and not what writes about an image
             return PAIRS

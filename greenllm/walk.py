@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from greenllm.checkpoint import Checkpoint, forward, stacks_of
+from greenllm.blocks import forward, stacks_of
+from greenllm.checkpoint import Checkpoint
 from greenllm.progress import Progress, Silent
 
 Batch = dict[str, Tensor]

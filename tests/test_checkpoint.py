@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from greenllm import calibration, source
-from greenllm.checkpoint import blocks_of, open_checkpoint
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.save import write_shards
 

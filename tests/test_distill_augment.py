@@ -9,7 +9,7 @@ import torch
 from conftest import make_bert, make_llama
 from hypothesis import given
 from hypothesis import strategies as st
-from test_distill_step import distill, result
+from test_distill_step import Told, distill, result
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from greenllm.bench.tasks.robust.texts import TEXTS, disturbed
@@ -48,6 +48,18 @@ def test_windows_keep_their_length(tmp_path):
     assert torch.equal(found[:5], ids)
     assert 5 < len(found) <= 10
     assert not any(torch.equal(copy, row) for copy in found[5:] for row in ids)
+
+
+def test_text_is_learned_from_twice(tmp_path):
+    for name, seed in (("teacher", 0), ("student", 1)):
+        make_llama(tmp_path / name, vocab=300, seed=seed)
+    (tmp_path / "fox.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    told = Told()
+    made = distill(tmp_path, "student", tmp_path / "out", told, teacher="teacher", data="fox.txt", augment="typos=20")
+    (note,) = [n for n in told.notes if "disturbed copy" in n]
+    copies, windows = int(note.split()[0]), int(note.split()[2])
+    assert 0 < copies <= windows
+    assert result(made)["rows"] == windows + copies
 
 
 def test_it_helps_where_letters_change(tmp_path):

@@ -10,7 +10,8 @@ import torch
 from conftest import make_bert, make_llama
 
 from greenllm import calibration, pipeline
-from greenllm.checkpoint import blocks_of, open_checkpoint
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.prune import sparse
 from greenllm.prune.magnitude import magnitude

@@ -14,7 +14,8 @@ from torch import nn
 import greenllm
 from greenllm import artifact, pipeline
 from greenllm.answer import stream
-from greenllm.checkpoint import blocks_of, open_checkpoint
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Silent
 from greenllm.prune import depth, width

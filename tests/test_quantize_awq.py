@@ -22,7 +22,8 @@ from transformers import (
 
 import greenllm
 from greenllm import pipeline, recipe
-from greenllm.checkpoint import blocks_of, open_checkpoint
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.awq import scale_block, scaled_error, search_scales
 from greenllm.quantize.fold import Fold, find_folds, first_call, fold_in

@@ -15,7 +15,8 @@ from torch import nn
 import greenllm
 from greenllm import pipeline, recipe
 from greenllm.bench.runners import onnxruntime as runner
-from greenllm.checkpoint import blocks_of, open_checkpoint
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.int8 import int8_rows
 from greenllm.export.quantized import quantize_graph

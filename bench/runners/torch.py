@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from greenllm import audio, images
 from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
-from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, PAIRS, SPEECH, Checkpoint, blocks_of, open_checkpoint
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, PAIRS, SPEECH, Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from greenllm.adapt import adapters
 from greenllm.adapt.methods import KINDS, Adapter, Method, lowest
-from greenllm.checkpoint import GENERATION, Checkpoint, blocks_of
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import GENERATION, Checkpoint
 from greenllm.errors import GreenError
 
 META = "meta-train"  # the step in a start's manifest

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from greenllm.checkpoint import blocks_of
+from greenllm.blocks import blocks_of
 from greenllm.errors import GreenError
 from greenllm.quantize.linear import linears
 

@@ -15,7 +15,8 @@ from greenllm.adapt.shots import Shot, deal, draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.artifact import Artifact, Manifest, StepRecord
 from greenllm.bench.energy import track
-from greenllm.checkpoint import Checkpoint, blocks_of, open_checkpoint
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from greenllm.adapt.shots import Shot
-from greenllm.checkpoint import blocks_of
+from greenllm.blocks import blocks_of
 from greenllm.errors import GreenError
 
 _TOKENS = 1024  # of a pass, so that memory does not grow with the samples

@@ -53,8 +53,6 @@ def rows(table: Table, noise: dict[str, float]) -> Table:
 
 def windows(ids: Tensor, tokenizer: Tokenizer, noise: dict[str, float]) -> Tensor:
     """Windows of text, int64 [windows, length], and after them their disturbed copies that are as long."""
-    if not noise:
-        return ids
     length = ids.shape[1]
     copies = _copies(tokenizer.batch_decode(ids, skip_special_tokens=True), noise)
     found = [tokenizer(c, add_special_tokens=False, verbose=False)["input_ids"][:length] for c in copies]

@@ -71,7 +71,11 @@ def of_texts(
     both = data.text_samples(
         tokenizer, speaker, texts.mix, texts.held_out, texts.count, texts.length, seed, progress, clean=texts.clean
     )  # fmt: skip
-    both = augment.windows(both[0], tokenizer, texts.noise), both[1]
+    if texts.noise:
+        noisy = augment.windows(both[0], tokenizer, texts.noise)
+        count, made = len(both[0]), len(noisy) - len(both[0])
+        progress.note(f"{made} of {count} windows have a disturbed copy that is as long.")
+        both = noisy, both[1]
     others = [t for t in teachers if t.spans is not None]
     learn, judge = (_with_spans(tokenizer, ids, others) for ids in both)
     return Samples(learn, judge, [])

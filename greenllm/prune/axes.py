@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from greenllm.checkpoint import FEATURES, Checkpoint, blocks_of
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import FEATURES, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.linear import linears
 

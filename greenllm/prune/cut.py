@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from greenllm import artifact
-from greenllm.checkpoint import blocks_of
+from greenllm.blocks import blocks_of
 from greenllm.errors import GreenError
 from greenllm.prune.axes import HIDDEN, Anatomy, Kept, edited
 from greenllm.save import copy_side_files, write_config, write_shards

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from greenllm.checkpoint import Checkpoint, blocks_of
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import Checkpoint
 from greenllm.progress import Progress
 from greenllm.walk import PassThrough, Walk
 

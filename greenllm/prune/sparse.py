@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from greenllm.checkpoint import Checkpoint, blocks_of
+from greenllm.blocks import blocks_of
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.prune.magnitude import magnitude
 from greenllm.prune.mask import Pattern

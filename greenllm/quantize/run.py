@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from greenllm import __version__
-from greenllm.checkpoint import IMAGES, PAIRS, SPEECH, Checkpoint, stacks_of
+from greenllm.blocks import stacks_of
+from greenllm.checkpoint import IMAGES, PAIRS, SPEECH, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
