@@ -66,7 +66,9 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         query, words = sense.cut(session, asked.tasks)
     else:
         query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
-        phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
+        window = phases.fitting(session, asked.window)
+        phases.cut(session, asked.corpus, window, asked.effort.windows, query)
+        words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, window)
     if asked.loads:
         loads.run(session, asked.loads)
     speed = Speed(session, query, asked.effort)
@@ -85,7 +87,6 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if spent:
         spent.tell()
     compare.ratios(session)
-    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
     return {**words, "chat": asked.chat, **speed.said(), **(_power(spent, asked.effort) if spent else {})}
 
 

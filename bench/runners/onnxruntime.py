@@ -116,8 +116,9 @@ def _kept(shape: list[int | str], directory: Path) -> tuple[int, int]:
 class OnnxDecoder(Decoder):
     """A causal language model: ``past…`` inputs, ``present…`` outputs in the same order, ``logits``."""
 
-    def __init__(self, session: ort.InferenceSession, directory: Path) -> None:
+    def __init__(self, session: ort.InferenceSession, directory: Path, adapter: Path | None = None) -> None:
         self.session = session
+        self._worn = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters() if adapter else {}
         self._inputs = {i.name: i for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
         self._pasts = [n for n in self._inputs if n.startswith("past")]
@@ -229,6 +230,7 @@ class OnnxDecoder(Decoder):
             for name, value in wanted.items()
             if name in self._inputs
         }
+        feed |= self._worn
         feed.update(zip(self._pasts, self._cache, strict=True))
         if every:
             feed[_FIRST] = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))
