@@ -1,8 +1,8 @@
 """Places for LoRA in a graph of ORT-GenAI's builder: y = W x + (x A) B, with A and B inputs of the graph.
 
 Both are empty (rank 0) unless an adapter is on, so that one graph is the base and every adapted model, and changes from
-one to the other in no time. Adapters go into ONNX Runtime's own files (``.onnx_adapter``). LoRA: Hu et al., 2021,
-arXiv:2106.09685; AdaLoRA's singular values (Zhang et al., 2023, arXiv:2303.10512) are multiplied into A.
+one to the other in no time. Adapters go into ONNX Runtime's own files (``.onnx_adapter``), in half precision. LoRA: Hu
+et al., 2021, arXiv:2106.09685; AdaLoRA's singular values (Zhang et al., 2023, arXiv:2303.10512) are multiplied into A.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def add_places(graph: Path, checkpoint: Checkpoint, first: int) -> list[Place]:
                 nodes += _nodes(place)
     for place in found:
         for name, shape in zip(place.names, _shapes(place), strict=True):
-            model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+            model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape))
             empty = [n if isinstance(n, int) else 0 for n in shape]
-            model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, empty, b"", raw=True))
+            model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT16, empty, b"", raw=True))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, str(graph))
@@ -133,9 +133,11 @@ def _shapes(place: Place) -> tuple[list[Any], list[Any]]:
 def _nodes(place: Place) -> list[NodeProto]:
     a, b = place.names
     down, up = f"{place.value}.down", f"{place.value}.up"
+    wide = [f"{a}32", f"{b}32"]
     return [
-        helper.make_node("MatMul", [place.x, a], [down], down),
-        helper.make_node("MatMul", [down, b], [up], up),
+        *(helper.make_node("Cast", [n], [w], w, to=TensorProto.FLOAT) for n, w in zip((a, b), wide, strict=True)),
+        helper.make_node("MatMul", [place.x, wide[0]], [down], down),
+        helper.make_node("MatMul", [down, wide[1]], [up], up),
         helper.make_node("Add", [f"{place.value}.base", up], [place.value], f"{place.value}.adapted"),
     ]
 
@@ -200,7 +202,9 @@ def write(file: Path, where: Sequence[Place], factors: Mapping[str, Factors]) ->
 
     if lost := set(factors) - {m for p in where for m in p.modules}:
         raise GreenError(f"There is no place in the graph for the adapter of {min(lost)}.")
-    values = {n: v for p in where for n, v in zip(p.names, p.join(factors), strict=True) if v.size}
+    values = {n: v.astype(np.float16) for p in where for n, v in zip(p.names, p.join(factors), strict=True) if v.size}
+    if any(not np.isfinite(v).all() for v in values.values()):
+        raise GreenError(f"{file.stem} has weights that half precision cannot hold.", "greenllm adapt --merge.")
     out = ort.AdapterFormat()
     out.set_adapter_version(_FORMAT)
     out.set_model_version(_FORMAT)
