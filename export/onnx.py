@@ -40,8 +40,8 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
 
     The quantized matrices are standard ``DequantizeLinear`` (see :mod:`greenllm.export.forms`), so that other
     runtimes read them; ONNX Runtime fuses most when it loads. Where the target has ONNX Runtime's operators, encoders
-    and what writes about clips and images take these: it would unpack a whole head that is tied to the embedding at each token. Where the
-    checkpoint or the target wants integer inputs, see :mod:`greenllm.export.int8`.
+    and what writes about clips and images take these: it would unpack a whole head that is tied to the embedding at
+    each token. Where the checkpoint or the target wants integer inputs, see :mod:`greenllm.export.int8`.
 
     Args:
         checkpoint: dense or packed.

@@ -1,6 +1,6 @@
 """Encoder and decoder as two graphs: one hears a clip or sees an image, one writes about it; and what torch gives.
 
-The first hands the second the keys and values of each of its cross attentions, so that these are computed once a clip or image.
+The first hands the second the keys and values of each of its cross attentions, so that these are computed once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Part = tuple[str, nn.Module, tuple[Tensor, ...], tuple[list[str], list[str]]]
 
 @dataclass(frozen=True)
 class Heard:
-    """What two forms of a model are asked: sound [samples] or pixels [C, H, W], float32, and int64 [T] that it wrote."""
+    """What two forms of a model are asked: sound [samples] or pixels [C, H, W], float32; int64 [T] it wrote."""
 
     given: NDArray[np.float32]
     ids: NDArray[np.int64]

@@ -110,7 +110,8 @@ def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[st
     relative = float(np.abs(got[0] - want[0]).max() / np.abs(want[0]).max())
     likeness = _likeness(want[1], got[1])
     found = {
-        "against": "torch fp32", "input": "noise that falls as 1/f, as in speech and photographs; random tokens", "tokens": len(heard),
+        "against": "torch fp32", "input": "noise that falls as 1/f, as in speech and photographs; random tokens",
+        "tokens": len(heard),
         "max_relative_error": relative,
     } | likeness  # fmt: skip
     if relative > _RELATIVE[arithmetic] or likeness["kl_divergence"] > _LIMITS[arithmetic]:

@@ -48,20 +48,8 @@ def samples(
     Raises:
         GreenError: the file is empty or unreadable, a row is bad, or there is too little text.
     """
-    if checkpoint.task in IMAGES:
-        return _images(checkpoint, source, count, seed)
-    if checkpoint.task == PAIRS:
-        from greenllm import pairing
-
-        return pairing.samples(checkpoint, source, count)
-    if checkpoint.task == CAPTIONS:
-        from greenllm import captioning
-
-        return captioning.samples(checkpoint, _chosen(source, count, seed), progress or Silent())
-    if checkpoint.task == SPEECH:
-        from greenllm import hearing
-
-        return hearing.samples(checkpoint, source, count, progress or Silent())
+    if checkpoint.task in (*SEEING, SPEECH):
+        return _not_text(checkpoint, source, count, seed, progress or Silent())
     if source == "self":
         return own.samples(checkpoint, count, length, seed, progress or Silent())
     from transformers import AutoTokenizer
@@ -109,6 +97,23 @@ def _windows(
         )
     starts = torch.randperm(len(tokens) // length, generator=torch.Generator().manual_seed(seed))[:count]
     return torch.stack([tokens[s * length : (s + 1) * length] for s in starts.tolist()])
+
+
+def _not_text(checkpoint: Checkpoint, source: str, count: int, seed: int, progress: Progress) -> Any:
+    """Samples of a model that sees or hears."""
+    if checkpoint.task in IMAGES:
+        return _images(checkpoint, source, count, seed)
+    if checkpoint.task == CAPTIONS:
+        from greenllm import captioning
+
+        return captioning.samples(checkpoint, _chosen(source, count, seed), progress)
+    if checkpoint.task == PAIRS:
+        from greenllm import pairing
+
+        return pairing.samples(checkpoint, source, count)
+    from greenllm import hearing
+
+    return hearing.samples(checkpoint, source, count, progress)
 
 
 def _images(checkpoint: Checkpoint, source: str, count: int, seed: int) -> Tensor:

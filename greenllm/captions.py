@@ -1,4 +1,4 @@
-"""Models that write what an image shows, an encoder that sees and a decoder that writes; what the files say. No torch."""
+"""Models that write what an image shows, an encoder sees and a decoder writes; what the files say. No torch."""
 
 from __future__ import annotations
 

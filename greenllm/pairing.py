@@ -26,7 +26,7 @@ def pairs(source: str, count: int) -> list[tuple[Path, str]]:
         GreenError: see :func:`greenllm.bench.tasks.read`; or it holds no images with captions or labels.
     """
     items = read(source, count).items if source != "self" else []
-    found = [(i.file, i.caption) for i in items if isinstance(i, Captioned)]
+    found = [(i.file, i.captions[0]) for i in items if isinstance(i, Captioned)]
     found += [(i.file, TEMPLATE.format(i.label)) for i in items if isinstance(i, Picture)]
     if not found:
         raise GreenError(

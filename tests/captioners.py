@@ -13,9 +13,9 @@ from transformers import (
     DeiTConfig,
     GPT2Config,
     TrOCRConfig,
-    ViTConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
+    ViTConfig,
 )  # fmt: skip
 from transformers.models.roberta import RobertaConfig
 

@@ -39,11 +39,7 @@ class OnnxWriter(Decoder):
         self._presents = [n for n in outputs if n != "logits"]
         self._pasts = [n.replace("present", "past_key_values", 1) for n in self._presents]
         known = {"input_ids", *self._given, *self._pasts}
-        if (
-            [i.name for i in encoder.get_inputs()] != [self.takes]
-            or set(inputs) != known
-            or "logits" not in outputs
-        ):
+        if [i.name for i in encoder.get_inputs()] != [self.takes] or set(inputs) != known or "logits" not in outputs:
             raise GreenError(f"{info.directory}: a model of {self.task} with the inputs {sorted(inputs)} is not known.")
         self._empty = [_empty(inputs[n], info.directory) for n in self._pasts]
         vocabulary = outputs["logits"].shape[-1]

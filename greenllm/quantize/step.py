@@ -78,7 +78,8 @@ class Quantize:
             raise GreenError("awq and smooth both scale the inputs.", "Choose one of --awq and --smooth.")
         if checkpoint.task in WRITING and (self.awq or self.smooth or self.activations != "float"):
             raise GreenError(
-                "Of an encoder beside a decoder weights alone become integers.", "Leave out --awq, --smooth and --activations."
+                "Of an encoder beside a decoder weights alone become integers.",
+                "Leave out --awq, --smooth and --activations.",
             )
         check_grids(checkpoint, self.grids(checkpoint), dict.fromkeys(quantizable(checkpoint)[1], "head-group"))
 
