@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, speech, spend, texts, vision
+from greenllm.bench import (
+    batches,
+    bisect,
+    captions,
+    compare,
+    lengths,
+    loads,
+    phases,
+    protocol,
+    speech,
+    spend,
+    texts,
+    vision,
+)
 from greenllm.bench import energy as meters
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.speed import Speed
@@ -19,7 +32,7 @@ from greenllm.template import template
 
 Harness = Callable[[Session, int, bool], None]  # items of a task, and whether in a chat
 # What takes something else than text; a module of each says who takes it, what is refused, asked and compared.
-_SENSES: tuple[ModuleType, ...] = (vision, speech)
+_SENSES: tuple[ModuleType, ...] = (vision, speech, captions)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def run(
     clip: Annotated[
         Path | None, typer.Option("--audio", help="transcribers: the file to hear (.wav, .flac, .ogg …)")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="models for images and texts: the file to look at")] = None,
+    image: Annotated[Path | None, typer.Option(help="models that see and write or read: the file to look at")] = None,
     labels: Annotated[
         str | None, typer.Option(help="with --image: what it may show, by commas; the prompt is what is read: a {}")
     ] = None,
@@ -47,13 +47,19 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
-    from greenllm import audio, generate, match, pairs, switch, talk, transcribe
+    from greenllm import audio, captions, describe, generate, match, pairs, switch, talk, transcribe
     from greenllm.export.archive import opened
 
     whole, adapter = switch.split(model)
     with opened(whole) as path:
         directory = generate.find(path)
         able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
+        if captions.sees(directory):
+            more = others or prompt is not None or labels is not None or clip is not None
+            seen = describe.check_asked(model, image, others=more)
+            if talk.describe(describe.Describer(directory, threads=threads), seen, max_tokens).finish is None:
+                raise typer.Exit(130)
+            return
         if asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
             match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
             return

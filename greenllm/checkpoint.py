@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, pairs, source
+from greenllm import artifact, captions, pairs, source
 from greenllm.artifact import Source
-from greenllm.blocks import paired, sees_and_reads, stacks_of
+from greenllm.blocks import check_writer, paired, sees_and_reads, stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize import activations, bnb
 from greenllm.quantize.packed import BITS, Packed, from_gptq
@@ -30,7 +30,9 @@ GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", 
 IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
 SPEECH = "automatic-speech-recognition"
 PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
-SEEING = (*IMAGES, PAIRS)
+CAPTIONS = captions.TASK  # images to text: an encoder sees, a decoder beside it writes
+SEEING = (*IMAGES, PAIRS, CAPTIONS)
+WRITING = (SPEECH, CAPTIONS)  # two graphs, of which the second writes about what the first was given
 _INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
@@ -65,9 +67,9 @@ class Checkpoint:
         self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
-        tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
-        self.tied = tied and self.task in (GENERATION, SPEECH)  # an encoder has no head to share with
-        self.config.tie_word_embeddings = self.tied
+        tied = bool(details.get("tied", getattr(self.words, "tie_word_embeddings", False)))
+        self.tied = tied and self.task in (GENERATION, *WRITING)  # an encoder has no head to share with
+        self.words.tie_word_embeddings = self.tied
 
     @property
     def quantized(self) -> bool:
@@ -84,6 +86,11 @@ class Checkpoint:
         return activations.read(self.quantization)
 
     @property
+    def words(self) -> PretrainedConfig:
+        """The configuration of what reads and writes words, which may be a part of the whole."""
+        return self.config.decoder if self.task == CAPTIONS else self.config
+
+    @property
     def input(self) -> str:
         """What the model is called with: "input_ids", "pixel_values" or "input_values"."""
         return _INPUTS.get(self.task, "input_ids")
@@ -95,7 +102,8 @@ class Checkpoint:
         Raises:
             GreenError: they are not of one size.
         """
-        config = self.config.vision_config if self.task == PAIRS else self.config
+        parts = {PAIRS: "vision_config", CAPTIONS: "encoder"}
+        config = getattr(self.config, parts[self.task]) if self.task in parts else self.config
         size = getattr(config, "image_size", None)
         if size is None:
             raise GreenError(f"{self.path}: no image_size in its configuration; only images of one size are taken.")
@@ -128,6 +136,8 @@ class Checkpoint:
                 f"{self.path}: {type(model).__name__} has batch normalization; such networks are not supported yet.",
                 "Vision encoders without it are: ViT, DeiT and their like.",
             )
+        if self.task == CAPTIONS:
+            check_writer(model, self.path)
         if self.tied:
             model.tie_weights()
         return model.eval()
@@ -360,6 +370,8 @@ def _task(config: PretrainedConfig) -> str:
         IMAGE_CLASSES: auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         SPEECH: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     }
+    if config.model_type == captions.KIND:
+        return CAPTIONS
     for task, known in heads.items():
         if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
             return task
@@ -378,6 +390,7 @@ def _auto_class(task: str) -> Any:
     return {
         GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
         IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
+        CAPTIONS: t.AutoModelForImageTextToText,
     }.get(task, t.AutoModel)  # fmt: skip
 
 

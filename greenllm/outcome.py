@@ -91,11 +91,11 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
 
 def _parts(checkpoint: Checkpoint, n: int) -> tuple[float, float]:
     """Shares of the weights in blocks, and in embedding and head; what images and clips go through first is neither."""
-    from greenllm.checkpoint import PAIRS
+    from greenllm.checkpoint import CAPTIONS, PAIRS
     from greenllm.quantize.linear import weight_of
     from greenllm.quantize.run import quantizable
 
-    if checkpoint.task == PAIRS:
+    if checkpoint.task in (PAIRS, CAPTIONS):
         model = checkpoint.skeleton()
         outside = sum(weight_of(model.get_submodule(m)).numel() for m in quantizable(checkpoint)[1]) / n
     elif checkpoint.input == "pixel_values":

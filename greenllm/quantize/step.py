@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm.checkpoint import SPEECH, Checkpoint
+from greenllm.checkpoint import WRITING, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import Kind
 from greenllm.quantize.grid import Grid
@@ -76,9 +76,10 @@ class Quantize:
         """Refuse weights that are integers already and group sizes that do not divide, by layer name."""
         if self.awq and self.smooth:
             raise GreenError("awq and smooth both scale the inputs.", "Choose one of --awq and --smooth.")
-        if checkpoint.task == SPEECH and (self.awq or self.smooth or self.activations != "float"):
+        if checkpoint.task in WRITING and (self.awq or self.smooth or self.activations != "float"):
             raise GreenError(
-                "Of a transcriber weights alone become integers.", "Leave out --awq, --smooth and --activations."
+                "Of an encoder beside a decoder weights alone become integers.",
+                "Leave out --awq, --smooth and --activations.",
             )
         check_grids(checkpoint, self.grids(checkpoint), dict.fromkeys(quantizable(checkpoint)[1], "head-group"))
 
