@@ -21,7 +21,7 @@ from greenllm.bench.require import decide, parse
 from greenllm.bench.results import Results
 from greenllm.bench.runners import loader
 from greenllm.bench.tasks import captions as scoring
-from greenllm.bench.tasks import read, retrieval, zeroshot
+from greenllm.bench.tasks import _ASK, read, zeroshot
 from greenllm.checkpoint import open_checkpoint
 from greenllm.cli import main
 from greenllm.errors import GreenError
@@ -393,9 +393,10 @@ def test_several_captions_of_an_image_are_one_to_find(home):
     vectors = {"look": lambda files: np.eye(3, dtype=np.float32)[[int(f.rsplit("/")[-1][:-4]) % 3 for f in files]],
                "tokens": lambda texts: texts,
                "encode": lambda texts: np.eye(3, dtype=np.float32)[[told.index(t) // 2 for t in texts]]}  # fmt: skip
-    who = SimpleNamespace(model=SimpleNamespace(call=lambda name, arg: vectors[name](arg)), row=SimpleNamespace(tasks={}))
+    model = SimpleNamespace(call=lambda name, arg: vectors[name](arg))
+    who = SimpleNamespace(model=model, row=SimpleNamespace(tasks={}), info=SimpleNamespace(task="zero-shot"))
     session = SimpleNamespace(progress=SimpleNamespace(advance=lambda _: None), rows=[SimpleNamespace(tasks={})])
-    retrieval.ask(session, who, task, chat=False)
+    _ASK[type(task.items[0])](session, who, task, chat=False)
     assert who.row.tasks[task.name].scores["caption_r1"].measured.value == 100
     assert who.row.tasks[task.name].chance == pytest.approx(2 / 6)
 
