@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,9 +111,11 @@ def make(archives: tuple[Path, Path], out: Path, passes: int, most: int | None =
     return checkpoint
 
 
-def _tell(rows: list[dict[str, str]], out: Path, name: str) -> list[dict[str, object]]:
+def _tell(rows: list[dict[str, str]], out: Path, name: str) -> list[dict[str, Any]]:
     """Rows with captions, in place of those with labels."""
-    found = [{"image": r["image"], "captions": captions(out / r["image"], r["label"])} for r in rows]
+    found: list[dict[str, Any]] = [
+        {"image": r["image"], "captions": captions(out / r["image"], r["label"])} for r in rows
+    ]
     (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found), encoding="utf-8")
     return found
 

@@ -20,8 +20,8 @@ from greenllm.bench import Effort, cifar_captions
 from greenllm.bench.require import decide, parse
 from greenllm.bench.results import Results
 from greenllm.bench.runners import loader
-from greenllm.bench.tasks import captions as scoring
 from greenllm.bench.tasks import _ASK, read, zeroshot
+from greenllm.bench.tasks import captions as scoring
 from greenllm.checkpoint import open_checkpoint
 from greenllm.cli import main
 from greenllm.errors import GreenError
