@@ -138,6 +138,7 @@ class Checkpoint:
             )
         if self.task == CAPTIONS:
             check_writer(model, self.path)
+            model.get_decoder().config.pad_token_id = None  # no text is padded here, of which transformers would warn
         if self.tied:
             model.tie_weights()
         return model.eval()
