@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from greenllm.bench import batches, bisect, compare, lengths, loads, phases, protocol, speech, spend, texts, vision
+from greenllm.bench import (
+    batches,
+    bisect,
+    compare,
+    lengths,
+    loads,
+    phases,
+    protocol,
+    sight,
+    speech,
+    spend,
+    texts,
+    vision,
+)
 from greenllm.bench import energy as meters
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.speed import Speed
@@ -62,11 +75,13 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     sense = next((s for s in _SENSES if s.takes(session)), None)
     _check(session, asked, encoders=encoders)
     words: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     if sense:
         query, words = sense.cut(session, asked.tasks)
     else:
         query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
         phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
+        seen = sight.show(session, query)
     if asked.loads:
         loads.run(session, asked.loads)
     speed = Speed(session, query, asked.effort)
@@ -85,7 +100,7 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if spent:
         spent.tell()
     compare.ratios(session)
-    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window)
+    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window) | seen
     return {**words, "chat": asked.chat, **speed.said(), **(_power(spent, asked.effort) if spent else {})}
 
 
@@ -113,6 +128,7 @@ def _quality(
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
+    sight.check(session, asked.tasks, batches=bool(asked.batches))
     others = any((asked.pairs, asked.harness, asked.lengths, asked.chat, asked.bisect))
     for sense in _SENSES:
         sense.check(session, asked.tasks, others=others, batches=bool(asked.batches))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact, images, own
-from greenllm.checkpoint import IMAGES, PAIRS, SEEING, SPEECH, Checkpoint
+from greenllm.checkpoint import IMAGES, PAIRS, SEEING, SPEECH, VLM, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
@@ -32,7 +32,7 @@ def samples(
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
     Batches of its inputs of a transcriber, one a clip (:func:`greenllm.hearing.samples`), and of a model for images and
-    texts (:func:`greenllm.pairing.samples`).
+    texts (:func:`greenllm.pairing.samples`) or one that answers about images (:func:`greenllm.looking.samples`).
 
     Args:
         checkpoint: whose tokenizer (and, for "self", whose own words) are used.
@@ -49,10 +49,10 @@ def samples(
     """
     if checkpoint.task in IMAGES:
         return _images(checkpoint, source, count, seed)
-    if checkpoint.task == PAIRS:
-        from greenllm import pairing
+    if checkpoint.task in (PAIRS, VLM):
+        from greenllm import looking, pairing
 
-        return pairing.samples(checkpoint, source, count)
+        return (pairing if checkpoint.task == PAIRS else looking).samples(checkpoint, source, count)
     if checkpoint.task == SPEECH:
         from greenllm import hearing
 
@@ -163,6 +163,10 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
         from greenllm import pairing
 
         pairing.pairs(source, 1)
+    elif checkpoint is not None and checkpoint.task == VLM:
+        from greenllm import looking
+
+        looking.asked(source, 1)
     elif checkpoint is not None and checkpoint.task == SPEECH:
         from greenllm import hearing
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, pairs, source
+from greenllm import artifact, merge, pairs, source, vlm
 from greenllm.artifact import Source
 from greenllm.blocks import paired, sees_and_reads, stacks_of
 from greenllm.errors import GreenError
@@ -30,8 +30,10 @@ GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", 
 IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
 SPEECH = "automatic-speech-recognition"
 PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
-SEEING = (*IMAGES, PAIRS)
+VLM = vlm.TASK  # what answers questions about an image: LLaVA
+SEEING = (*IMAGES, PAIRS, VLM)
 _INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -62,12 +64,14 @@ class Checkpoint:
         self.parents = parents or []
         self.config, self.quantization = _read_config(path)
         self.task = _task(self.config)
+        if self.task == VLM:
+            _leave_out_unread(self.config, path)
         self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
         tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
-        self.tied = tied and self.task in (GENERATION, SPEECH)  # an encoder has no head to share with
-        self.config.tie_word_embeddings = self.tied
+        self.tied = tied and self.task in (GENERATION, SPEECH, VLM)  # an encoder has no head to share with
+        self.config.tie_word_embeddings = self.words.tie_word_embeddings = self.tied
 
     @property
     def quantized(self) -> bool:
@@ -95,12 +99,17 @@ class Checkpoint:
         Raises:
             GreenError: they are not of one size.
         """
-        config = self.config.vision_config if self.task == PAIRS else self.config
+        config = self.config.vision_config if self.task in (PAIRS, VLM) else self.config
         size = getattr(config, "image_size", None)
         if size is None:
             raise GreenError(f"{self.path}: no image_size in its configuration; only images of one size are taken.")
         height, width = (size, size) if isinstance(size, int) else size
         return int(getattr(config, "num_channels", 3)), int(height), int(width)  # BLIP's has none: RGB
+
+    @property
+    def words(self) -> Any:
+        """The configuration of what reads and writes words, which may be a part of the whole."""
+        return self.config.text_config if self.task == VLM else self.config
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -258,10 +267,13 @@ class Checkpoint:
 
     @functools.cached_property
     def projections(self) -> list[str]:
-        """Module names of the linears after the blocks of each tower of :data:`PAIRS`; nothing for other models."""
-        if self.task != PAIRS:
+        """Module names of the linears after the blocks of each tower of :data:`PAIRS`, between those of :data:`VLM`."""
+        if self.task not in (PAIRS, VLM):
             return []
         model = self.skeleton()
+        if self.task == VLM:
+            between = {id(m) for m in merge.towers(model)[1].modules() if isinstance(m, nn.Linear)}
+            return [n for n, m in model.named_modules() if id(m) in between]
         stacks = tuple(f"{prefix}." for prefix, _ in stacks_of(model))
         kept = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))  # is no linear
         return [
@@ -363,6 +375,13 @@ def _task(config: PretrainedConfig) -> str:
     for task, known in heads.items():
         if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
             return task
+    if name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        if config.model_type in vlm.KINDS:
+            return VLM
+        raise GreenError(
+            f"The architecture {name} is not supported yet.",
+            f"Of models that answer about images these are: {', '.join(vlm.KINDS)}.",
+        )
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
         known = _class(FEATURES, config)
         if not sees_and_reads(known):
@@ -372,12 +391,34 @@ def _task(config: PretrainedConfig) -> str:
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 
 
+def _leave_out_unread(config: Any, path: Path) -> None:
+    """Have a vision tower end where the model reads its states: what comes after has no part in any answer.
+
+    Raises:
+        GreenError: it reads other states than those of one block, or its tower is none that is known.
+    """
+    tower, layer = config.vision_config, config.vision_feature_layer
+    blocks = int(getattr(tower, "num_hidden_layers", 0))
+    if tower.model_type not in _TOWERS:
+        raise GreenError(f"{path}: a vision tower of the kind {tower.model_type} is not supported yet.",
+                         f"These are: {', '.join(_TOWERS)}.")  # fmt: skip
+    last = layer % (blocks + 1) if isinstance(layer, int) and -blocks <= layer <= blocks else 0
+    if not last:
+        raise GreenError(
+            f"{path}: vision_feature_layer is {layer} with {blocks} blocks; states of one block are read here."
+        )
+    tower.num_hidden_layers, config.vision_feature_layer = last, -1
+    if hasattr(tower, "vision_use_head"):
+        tower.vision_use_head = False
+
+
 def _auto_class(task: str) -> Any:
     import transformers as t
 
     return {
         GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
         IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
+        VLM: t.AutoModelForImageTextToText,
     }.get(task, t.AutoModel)  # fmt: skip
 
 

@@ -178,10 +178,11 @@ def _check_bench(
     require: Sequence[str] = (), **_: Any,
 ) -> None:  # fmt: skip
     """Refuse before any work what the bench would refuse after it."""
-    from greenllm.bench import fidelity, speech, texts
+    from greenllm.bench import fidelity, sight, speech, texts
     from greenllm.bench.require import parse
     from greenllm.bench.tasks import read_all, zeroshot
     from greenllm.pairs import TASK
+    from greenllm.vlm import TASK as VLM
 
     texts.read(text)
     if pairs:
@@ -189,6 +190,8 @@ def _check_bench(
     found = read_all(tasks)
     if does == speech.TASK:
         speech.clips(found)
+    if does == VLM:
+        sight.check_tasks(found)
     if does == TASK:
         for task in found:
             zeroshot.texts(task)

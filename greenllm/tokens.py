@@ -37,7 +37,8 @@ class Tokenizer:
     @cached_property
     def ends(self) -> set[int]:
         """Tokens that end an answer, as the model's files name them."""
-        told = [read_json(self.directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
+        told = [read_json(self.directory / "generation_config.json").get("eos_token_id")]
+        told += [self._config.get("eos_token_id")]
         told += [
             read_json(self.directory / "genai_config.json").get("model", {}).get("eos_token_id"),
             self.special("eos"),
@@ -48,10 +49,16 @@ class Tokenizer:
     @cached_property
     def context(self) -> int:
         """Tokens that the model reads at once, as its files say; 2048 where they do not."""
-        config = read_json(self.directory / "config.json")
         told = [read_json(self.directory / "genai_config.json").get("model", {}).get("context_length")]
-        told += [config.get(k) for k in ("max_position_embeddings", "n_positions")]
+        told += [self._config.get(k) for k in ("max_position_embeddings", "n_positions")]
         return next((t for t in told if isinstance(t, int) and t > 1), 2048)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """What the model's configuration says; of one that sees too, what it says of texts goes first."""
+        config = read_json(self.directory / "config.json")
+        text = config.get("text_config")
+        return config | text if isinstance(text, dict) else config
 
     def special(self, role: Literal["bos", "eos", "pad"]) -> int | None:
         """The token that the tokenizer's configuration gives a role."""

@@ -8,6 +8,7 @@ from greenllm.bench.tasks.flips import Said, flips
 from greenllm.bench.tasks.items import (
     Captioned,
     Item,
+    Looked,
     Opening,
     Pair,
     Picture,
@@ -21,8 +22,9 @@ from greenllm.bench.tasks.read import read, read_all
 
 __all__ = ["Task", "read", "read_all", "run"]
 
-_ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance: speech.ask, Pair: stereotypes.ask,
-        Captioned: retrieval.ask, Unclear: unclear.ask, Prompt: refusal.ask, Opening: toxicity.ask}  # fmt: skip
+_ASK = {Item: choice.ask, Question: answer.ask, Looked: answer.ask, Picture: picture.ask, Utterance: speech.ask,
+        Pair: stereotypes.ask, Captioned: retrieval.ask, Unclear: unclear.ask, Prompt: refusal.ask,
+        Opening: toxicity.ask}  # fmt: skip
 
 
 def run(session: Session, task: Task, *, chat: bool = False) -> None:
