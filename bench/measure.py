@@ -75,13 +75,14 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     sense = next((s for s in _SENSES if s.takes(session)), None)
     _check(session, asked, encoders=encoders)
     words: dict[str, Any] = {}
-    seen: dict[str, Any] = {}
     if sense:
         query, words = sense.cut(session, asked.tasks)
     else:
         query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
-        phases.cut(session, asked.corpus, asked.window, asked.effort.windows, query)
-        seen = sight.show(session, query)
+        window = phases.fitting(session, asked.window)
+        phases.cut(session, asked.corpus, window, asked.effort.windows, query)
+        words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, window)
+        words |= sight.show(session, query)
     if asked.loads:
         loads.run(session, asked.loads)
     speed = Speed(session, query, asked.effort)
@@ -100,7 +101,6 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if spent:
         spent.tell()
     compare.ratios(session)
-    words = words or protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, asked.window) | seen
     return {**words, "chat": asked.chat, **speed.said(), **(_power(spent, asked.effort) if spent else {})}
 
 

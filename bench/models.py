@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenllm import artifact
+from greenllm import artifact, switch
 from greenllm.artifact import Artifact, Manifest
 from greenllm.bench.results import Provenance
 from greenllm.bench.runners import CPU, GPU_RUNNERS, RUNNERS, Where
@@ -83,6 +83,10 @@ def check_engine(runner: str, model: str) -> None:
 
 def _find(model: str | Path | Artifact) -> Target:
     path = model.path if isinstance(model, Artifact) else Path(model).expanduser()
+    base, adapter = switch.split(path)
+    if adapter:
+        worn, found = switch.file_of(base, adapter), _find(base)
+        return dataclasses.replace(found, name=f"{found.name} {adapter}", path=str(worn.absolute()))
     if artifact.is_artifact(path):
         whole = artifact.read(path)
         part = whole.deployable

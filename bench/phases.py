@@ -14,6 +14,12 @@ from greenllm.bench.session import Contender, Query, Session
 _BATCH = 16
 
 
+def fitting(session: Session, window: int) -> int:
+    """Tokens of a window that all models read at once, with the tokenizer's own before it and room for one behind."""
+    contexts = [texts.Tokens(who.info.directory).context for who in session.live]
+    return min([window, *(context - 2 for context in contexts)])
+
+
 def cut(session: Session, text: texts.Text, window: int, count: int, query: Query) -> None:
     """Cut the text for each model with its own tokenizer; the prompt is the text's beginning."""
     cache: dict[str, texts.Windows] = {}

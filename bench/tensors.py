@@ -30,7 +30,7 @@ def kind(name: str) -> str:
 
 
 def bytes_by_kind(directory: Path, runner: str, file: Path) -> dict[str, int]:
-    """Bytes of the weights of each kind that there is; empty where a format cannot be looked into with what is installed.
+    """Bytes of the weights of each kind there is; empty where a format cannot be looked into with what is installed.
 
     Args:
         directory: of the model.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from greenllm import artifact, card, pages
 from greenllm.artifact import Artifact, Manifest
@@ -35,6 +36,7 @@ def export(
     precision: str | None = None,
     context: int | None = None,
     calibration: str | None = None,
+    adapters: Sequence[str | Path] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -50,6 +52,7 @@ def export(
             :func:`greenllm.export.gguf.export_gguf`; what Edge-LLM's quantizer makes of a dense model ("int4").
         context: tokens that the target must hold, prompt and answer; by default 2048, or what the model was made for.
         calibration: edge-llm: text for its quantizer; None is "self".
+        adapters: genai: directories of LoRA of this checkpoint, which the model puts on while it runs.
         force: replace ``out``.
         progress: told of each stage.
 
@@ -65,7 +68,7 @@ def export(
 
         return export_gguf(checkpoint, out, kind=precision, force=force, progress=progress)
     from greenllm.checkpoint import PAIRS, open_checkpoint
-    from greenllm.export import dual
+    from greenllm.export import dual, lora
     from greenllm.export.genai import write_genai
     from greenllm.export.onnx import write_onnx
     from greenllm.export.stamp import ENGINE
@@ -88,6 +91,9 @@ def export(
     if calibration:
         raise GreenError(f"--calibration says nothing to {kind}.", "It is for --to edge-llm.")
     compute = _compute(kind, precision)
+    if adapters and kind != "genai":
+        raise GreenError(f"{kind} has no place for adapters.", "Export them --to genai, or greenllm adapt --merge.")
+    given = lora.named(adapters, source)
     fit = check_runs(source, stored(source, kind, compute), device, kind, context)
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
@@ -107,6 +113,8 @@ def export(
             "memory": {"context": fit.context, "bytes": {k: round(v) for k, v in fit.parts.items()}},
             "verified": checked,
         }  # fmt: skip
+        if given:
+            details["adapters"] = lora.add(part, GRAPH, source, given, _arithmetic(kind, device, quantized))
         if source.task == PAIRS:
             details["pairs"] = dual.facts(source, source.load_model()).model_dump()
         if kind == "tensorrt":
@@ -136,21 +144,27 @@ def _compare(
         why = "nothing: no runtime here computes in bf16"
         progress.note(f"The graph was compared with {why}.")
         return {"against": why}
-    integers = quantized is not None and bool({"MatMulNBits", "DequantizeLinear"} & set(quantized.ops))
-    # ONNX Runtime multiplies in int8 where it fuses DequantizeLinear, unless it is told otherwise.
-    int8 = integers and (kind == "tensorrt" or target.accuracy_level == 4)  # noqa: PLR2004 - ORT's name for int8
     progress.stage("comparing with the source", 1)
     inputs: Inputs = {}
     if source.quantized and kind != "genai":
         inputs = integer_inputs(source, target) if kind == "onnx" else source.inputs
-    half: Arithmetic = "fp16" if kind == "tensorrt" and compute == "fp16" else "fp32"
-    found = verify(source, part, kind, arithmetic="int8" if int8 else half, inputs=inputs)
+    arithmetic: Arithmetic = _arithmetic(kind, target, quantized)
+    if arithmetic == "fp32" and kind == "tensorrt" and compute == "fp16":
+        arithmetic = "fp16"
+    found = verify(source, part, kind, arithmetic=arithmetic, inputs=inputs)
     progress.advance()
     if unchecked := found.get("tokenizer_unchecked"):
         progress.note(f"WARNING. How texts are split was not compared with Hugging Face's tokenizer: {unchecked}")
     for text in found.get("tokenizer_departs", []):
         progress.note(f"WARNING. The exported tokenizer splits this otherwise than Hugging Face's: {text[:60]!r}")
     return found
+
+
+def _arithmetic(kind: Format, target: Target, quantized: Quantized | None) -> Literal["int8", "fp32"]:
+    """What weights of integers are multiplied with: ONNX Runtime takes int8 unless it is told otherwise."""
+    integers = quantized is not None and bool({"MatMulNBits", "DequantizeLinear"} & set(quantized.ops))
+    int8 = integers and (kind == "tensorrt" or target.accuracy_level == 4)  # noqa: PLR2004 - ORT's name for int8
+    return "int8" if int8 else "fp32"
 
 
 def _compute(kind: Format, precision: str | None) -> Compute:

@@ -101,6 +101,37 @@ def verify(
     return found
 
 
+@torch.no_grad()
+def verify_adapted(
+    checkpoint: Checkpoint, path: Path, model: Any, adapter: Path, arithmetic: Arithmetic
+) -> dict[str, Any]:
+    """Compare a graph that has an adapter on with the adapted model in torch, and let ORT-GenAI go on from it.
+
+    Args:
+        checkpoint: the base.
+        path: the exported directory of ORT-GenAI.
+        model: transformers' model with the adapter.
+        adapter: ONNX Runtime's file of it.
+        arithmetic: of the runtime.
+
+    Raises:
+        GreenError: see :func:`verify`.
+    """
+    import onnxruntime
+
+    ids, text = _seen(checkpoint)
+    want = model(input_ids=torch.from_numpy(ids)[None]).logits[0].float().numpy()
+    values = onnxruntime.AdapterFormat.read_adapter(str(adapter)).get_parameters()
+    more = {name: value.numpy() for name, value in values.items()}
+    got = _decode(_session(path), ids, _head_width(checkpoint), more)
+    likeness = _likeness(want, got)
+    found = {"against": "torch fp32", "input": text, "tokens": len(want), **likeness}
+    if not np.isfinite(got).all() or likeness["kl_divergence"] > _LIMITS[arithmetic]:
+        raise _departs(f"adapter {adapter.stem} of the", found)
+    _generate(checkpoint, path, ids, got, slack=_SLACK[arithmetic], adapter=adapter)
+    return found
+
+
 def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[str, Any]:
     """Of a transcriber both graphs: keys and values of a clip, and with them the logits of tokens."""
     heard = speech.sample(checkpoint)
@@ -248,8 +279,9 @@ def _graph(checkpoint: Checkpoint, path: Path, ids: NDArray[Any]) -> NDArray[np.
 
 
 def _generate(
-    checkpoint: Checkpoint, path: Path, ids: NDArray[np.int64], logits: NDArray[np.float32], *, slack: float
-) -> list[str]:
+    checkpoint: Checkpoint, path: Path, ids: NDArray[np.int64], logits: NDArray[np.float32], *, slack: float,
+    adapter: Path | None = None,
+) -> list[str]:  # fmt: skip
     """Load the directory in ORT-GenAI and let it say the next token, which must be the graph's likeliest.
 
     Args:
@@ -258,6 +290,7 @@ def _generate(
         ids: int64 [T], the prompt.
         logits: float32 [T, V], what the graph gave for it.
         slack: how far below the likeliest its logit may be: two sums in another order.
+        adapter: what it has on.
 
     Returns:
         Texts that its tokenizer splits otherwise: :func:`greenllm.export.tokenizer.departing_texts`.
@@ -273,6 +306,10 @@ def _generate(
         search = og.GeneratorParams(model)
         search.set_search_options(max_length=len(ids) + 2, do_sample=False, batch_size=1)
         generator = og.Generator(model, search)
+        if adapter is not None:
+            worn = og.Adapters(model)
+            worn.load(str(adapter), adapter.stem)
+            generator.set_active_adapter(worn, adapter.stem)
         generator.append_tokens(ids.astype(np.int32))
         generator.generate_next_token()
         token = int(generator.get_next_tokens()[0])
@@ -301,18 +338,16 @@ def _session(path: Path, graph: str = speech.DECODER) -> Any:
 
 
 def _decode(
-    session: Any, ids: NDArray[np.int64], width: int, first: dict[str, NDArray[Any]] | None = None
+    session: Any, ids: NDArray[np.int64], width: int, fed: dict[str, NDArray[Any]] | None = None
 ) -> NDArray[np.float32]:
-    """Logits [T, V]: a prefill of all but the last tokens, then those one by one through the cache.
-
-    What is given ``first`` beside the tokens, [1, N, H], is empty in each later step.
-    """
+    """Logits [T, V]: a prefill of all but the last tokens, then those one by one through the cache; ``fed`` is fed."""
     cache = [i for i in session.get_inputs() if i.name.startswith("past_key_values")]
     past = {i.name: np.zeros((1, i.shape[1], 0, width), _TYPES[i.type]) for i in cache}
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
     cut = len(ids) - _STEPS
     every = {FIRST: np.zeros(1, np.int64)} if FIRST in {i.name for i in session.get_overridable_initializers()} else {}
+    every |= fed or {}
     logits = []
     for start, stop in [(0, cut), *((t, t + 1) for t in range(cut, len(ids)))]:
         feed = {
@@ -320,8 +355,8 @@ def _decode(
             "attention_mask": np.ones((1, stop), dtype=np.int64),
             "position_ids": np.arange(start, stop, dtype=np.int64)[None],
         }
-        more = {k: v if not start else v[:, :0] for k, v in (first or {}).items()}
-        given = {k: v for k, v in feed.items() if k in wanted} | more | every | past
+        more = {k: v[:, :0] if start and k == vlm.SEEN else v for k, v in every.items()}  # an image is seen once
+        given = {k: v for k, v in feed.items() if k in wanted} | more | past
         values = dict(zip(names, session.run(None, given), strict=True))
         logits.append(values["logits"][0])
         past = {n: values[n.replace("past_key_values", "present")] for n in past}

@@ -49,11 +49,12 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
-    from greenllm import audio, generate, match, pairs, talk, transcribe, vlm
+    from greenllm import audio, generate, match, pairs, switch, talk, transcribe, vlm
     from greenllm.export.archive import opened
 
     image = _one(images or [])
-    with opened(Path(model).expanduser()) as path:
+    whole, adapter = switch.split(model)
+    with opened(whole) as path:
         directory = generate.find(path)
         able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
         if sees := vlm.sees(directory):
@@ -73,7 +74,7 @@ def run(
             return
         loaded = generate.open_found(directory, threads=threads)
         ids = talk.first(loaded, text, system=system, raw=raw, image=image)
-        settings = generate.Settings(max_tokens or 256, temperature, top_p, seed)
+        settings = generate.Settings(max_tokens or 256, temperature, top_p, seed, adapter)
         if talk.say(loaded, ids, settings).finish is None:
             raise typer.Exit(130)
 
@@ -88,12 +89,13 @@ def chat(
     threads: ThreadsOption = None,
 ) -> None:
     """Talk with a model; /reset forgets, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
-    from greenllm import generate, talk
+    from greenllm import generate, switch, talk
     from greenllm.export.archive import opened
 
-    with opened(Path(model).expanduser()) as path:
+    whole, adapter = switch.split(model)
+    with opened(whole) as path:
         loaded = generate.load(path, threads=threads, keep=True)
-        talk.talk(loaded, generate.Settings(max_tokens, temperature, top_p, seed), system)
+        talk.talk(loaded, generate.Settings(max_tokens, temperature, top_p, seed, adapter), system)
 
 
 def serve(

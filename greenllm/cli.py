@@ -141,6 +141,10 @@ def export(
     calibration: Annotated[
         str | None, typer.Option(help="edge-llm: self, a .txt or .jsonl file, or a hub data set; default self")
     ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(help="genai: what adapt made of this checkpoint, to be put on while it runs; may be given again"),
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Export a checkpoint for a target; quantized weights stay quantized."""
@@ -150,7 +154,7 @@ def export(
     with Bars(console) as bars:
         done = room(
             checkpoint, out, to=to, target=target, precision=precision, context=context, calibration=calibration,
-            force=force, progress=bars,
+            adapters=adapter or [], force=force, progress=bars,
         )  # fmt: skip
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 

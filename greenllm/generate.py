@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from greenllm import artifact, template, vlm
+from greenllm import artifact, switch, template, vlm
 from greenllm.audio import ENCODER
 from greenllm.errors import GreenError
 from greenllm.older import cannot_run, silence
@@ -32,12 +33,14 @@ class Settings:
         temperature: 0 takes the likeliest token; above, tokens are sampled.
         top_p: sample from the likeliest tokens that together have this probability.
         seed: of the sampling, 0 to 2^31 - 1; None draws one.
+        adapter: name of the adapter that is on; "" for none.
     """
 
     max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    adapter: str = ""
 
 
 class Model(Protocol):
@@ -79,6 +82,8 @@ class GenaiModel:
         self.context = self.tokenizer.context
         self.reused = 0
         self._keep = keep
+        self._adapters: Any = None
+        self._worn: set[str] = set()  # those that were loaded
         self._generator: Any = None
         self._room = 0
         self._how: Settings | None = None
@@ -110,7 +115,7 @@ class GenaiModel:
 
     def _rewind(self, ids: Sequence[int], length: int, settings: Settings) -> int:
         """Have a generator with room for ``length`` tokens; how many of ``ids`` it knows already."""
-        how = Settings(temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed)
+        how = dataclasses.replace(settings, max_tokens=None)
         # a prompt's last two tokens are read anew: one alone would go through the kernels for one
         known = min(common(self._read, ids), len(ids) - 2)
         if known < _SHORTEST or length > self._room or how != self._how or (how.temperature and how.seed is not None):
@@ -131,7 +136,19 @@ class GenaiModel:
                 sampling["random_seed"] = how.seed
         parameters = self._runtime.GeneratorParams(self._model)
         parameters.set_search_options(max_length=self._room, num_beams=1, batch_size=1, **sampling)
-        return self._runtime.Generator(self._model, parameters)
+        generator = self._runtime.Generator(self._model, parameters)
+        if how.adapter:
+            self._put_on(generator, how.adapter)
+        return generator
+
+    def _put_on(self, generator: Any, name: str) -> None:
+        """Activate an adapter, loaded when it is first asked for; the model itself is not loaded again."""
+        file = switch.file_of(self.directory, name)
+        self._adapters = self._adapters or self._runtime.Adapters(self._model)
+        if name not in self._worn:
+            self._adapters.load(str(file), name)
+            self._worn.add(name)
+        generator.set_active_adapter(self._adapters, name)
 
 
 class OnnxModel:
@@ -151,6 +168,8 @@ class OnnxModel:
 
     def answer(self, ids: Sequence[int], settings: Settings) -> Iterator[int | None]:
         """See :class:`Model`."""
+        if settings.adapter:
+            raise GreenError(f"{self.directory} is plain ONNX, which has no adapters.", "Export it --to genai.")
         if settings.temperature:
             raise GreenError(
                 f"{self.directory} is plain ONNX, which takes the likeliest token only here.",

@@ -1,4 +1,4 @@
-"""Small models that answer about images: a CLIP with a Llama, a SigLIP with a Qwen2; taught three colours in seconds."""
+"""Small models that answer about images: a CLIP with a Llama, a SigLIP with a Qwen2; they learn three colours."""
 
 from __future__ import annotations
 

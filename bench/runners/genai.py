@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime_genai as og
 from numpy.typing import NDArray
 
-from greenllm import artifact
+from greenllm import artifact, switch
 from greenllm.bench.runners import Decoder, Info, Runner
 from greenllm.bench.runners.onnxruntime import OnnxDecoder, open_session
 from greenllm.errors import GreenError
@@ -21,24 +21,29 @@ from greenllm.older import cannot_run, silence
 def load(path: str, threads: int) -> Runner:
     """See :class:`greenllm.bench.runners.Loader`."""
     silence(og)
-    directory = Path(path)
+    directory, adapter = switch.split(path)
     try:
         config = json.loads((directory / "genai_config.json").read_text(encoding="utf-8"))
         vocabulary = int(config["model"]["vocab_size"])
     except (ValueError, KeyError, TypeError) as e:
         raise GreenError(f"{directory / 'genai_config.json'} is damaged: {e}.") from e
-    return GenaiDecoder(directory, vocabulary, threads)
+    return GenaiDecoder(directory, vocabulary, threads, adapter)
 
 
 class GenaiDecoder(Decoder):
     """A causal language model; every prompt is a new generator with a cache of just the right length."""
 
-    def __init__(self, directory: Path, vocabulary: int, threads: int) -> None:
+    def __init__(self, directory: Path, vocabulary: int, threads: int, adapter: str = "") -> None:
         config = og.Config(str(directory))
         session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = og.Model(config)
         self._directory, self._threads = directory, threads
+        self._adapter = switch.file_of(directory, adapter) if adapter else None
+        self._worn: Any = None
+        if self._adapter:
+            self._worn = og.Adapters(self.model)
+            self._worn.load(str(self._adapter), adapter)
         self._generator: Any = None
         self._whole: OnnxDecoder | None = None
         details = artifact.read(directory).manifest.details if artifact.is_artifact(directory) else {}
@@ -105,7 +110,8 @@ class GenaiDecoder(Decoder):
     def _plain(self) -> OnnxDecoder:
         """The same graph in ONNX Runtime itself."""
         if self._whole is None:
-            self._whole = OnnxDecoder(open_session(self._directory / "model.onnx", self._threads), self._directory)
+            session = open_session(self._directory / "model.onnx", self._threads)
+            self._whole = OnnxDecoder(session, self._directory, self._adapter)
         return self._whole
 
     def _start(self, batch: list[list[int]], length: int, least: int = 0) -> None:
@@ -113,6 +119,8 @@ class GenaiDecoder(Decoder):
         search = og.GeneratorParams(self.model)
         search.set_search_options(max_length=length, min_length=least, do_sample=False, batch_size=len(batch))
         self._generator = og.Generator(self.model, search)
+        if self._adapter:
+            self._generator.set_active_adapter(self._worn, self._adapter.stem)
         try:
             self._generator.append_tokens(np.array(batch, dtype=np.int32).reshape(-1))
         except RuntimeError as e:
@@ -125,5 +133,5 @@ class GenaiDecoder(Decoder):
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self._generator = self._whole = None
+        self._generator = self._whole = self._worn = None
         del self.model

@@ -123,8 +123,9 @@ class OnnxDecoder(Decoder):
 
     known = frozenset({"input_ids", "attention_mask", "position_ids"})  # inputs beside the cache
 
-    def __init__(self, session: ort.InferenceSession, directory: Path) -> None:
+    def __init__(self, session: ort.InferenceSession, directory: Path, adapter: Path | None = None) -> None:
         self.session = session
+        self._worn = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters() if adapter else {}
         self._inputs = {i.name: i for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
         self._pasts = [n for n in self._inputs if n.startswith("past")]
@@ -236,6 +237,7 @@ class OnnxDecoder(Decoder):
             for name, value in wanted.items()
             if name in self._inputs
         }
+        feed |= self._worn
         feed.update(zip(self._pasts, self._cache, strict=True))
         if every:
             feed[_FIRST] = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.int64))

@@ -8,6 +8,7 @@ has no bottleneck adapters (Houlsby et al., 2019): its "adaption prompts" are an
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +87,7 @@ def put_on(model: Any, adapter: Adapter, seed: int = 0, steps: int = 30) -> Any:
     Raises:
         GreenError: peft is not installed, the model has no such block, or the method does not fit it.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it tells of kernels not used here
     try:
         import peft
     except ModuleNotFoundError as e:

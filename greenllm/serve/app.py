@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -18,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from greenllm import template
+from greenllm import switch, template
 from greenllm.answer import Answer
 from greenllm.embed import Embedder
 from greenllm.errors import GreenError
@@ -42,6 +43,12 @@ class Served:
     model: Model | None = None
     embedder: Embedder | None = None
     since: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What clients may call it, and the adapter that each means: ``NAME:ADAPTER``; "" for the model itself."""
+        worn = switch.adapters_of(self.model.directory) if self.model is not None else ()
+        return {self.name: ""} | {f"{self.name}:{a}": a for a in worn}
 
     @property
     def what(self) -> str:
@@ -103,11 +110,12 @@ class _Server:
         return JSONResponse({"status": "ok", "model": self.served.name})
 
     async def models(self, request: Request) -> Response:
-        one = {"id": self.served.name, "object": "model", "created": self.served.since, "owned_by": "greenllm"}
+        known = {"object": "model", "created": self.served.since, "owned_by": "greenllm"}
         if "name" not in request.path_params:
-            return JSONResponse({"object": "list", "data": [one]})
-        self._named(request.path_params["name"])
-        return JSONResponse(one)
+            return JSONResponse({"object": "list", "data": [{"id": name, **known} for name in self.served.names]})
+        name = request.path_params["name"]
+        self._named(name)
+        return JSONResponse({"id": name, **known})
 
     async def chat(self, request: Request) -> Response:
         body: Chat = parse(Chat, await _read(request))
@@ -146,8 +154,9 @@ class _Server:
     async def _answer(
         self, request: Request, form: replies.Form, body: Chat | Completion, model: Model, ids: list[int]
     ) -> Response:
-        _fits(model, ids, body.settings)
-        reply = replies.Reply(form, self.served.name, Answer(model, ids, body.settings, body.stops))
+        settings = dataclasses.replace(body.settings, adapter=self.served.names[body.model])
+        _fits(model, ids, settings)
+        reply = replies.Reply(form, body.model, Answer(model, ids, settings, body.stops))
         turn = self.desk.take(lambda: _telling(reply.answer))
         if body.stream:
             return _Stream(turn, reply.pieces(turn, usage=body.stream_options.include_usage))
@@ -158,10 +167,9 @@ class _Server:
         return JSONResponse(reply.whole())
 
     def _named(self, model: str) -> None:
-        if model != self.served.name:
-            raise Refused(
-                404, f"There is no model {model!r} here, but {self.served.name!r}.", "model", "model_not_found"
-            )
+        if model not in (names := self.served.names):
+            known = ", ".join(map(repr, names))
+            raise Refused(404, f"There is no model {model!r} here, but {known}.", "model", "model_not_found")
 
 
 class _Stream(StreamingResponse):

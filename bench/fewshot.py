@@ -1,0 +1,259 @@
+"""Accuracy against shots: adapters of several models, and prompting, over samples drawn again and again.
+
+``python -m greenllm.bench.fewshot MODEL... --task train.jsonl --test test.jsonl --out DIR [--shots 1 4 16] [--draws 5]
+[--meta START...]``. Every model and way sees the same draws and is asked the same items. What DIR holds is not made
+again; 1 shot cannot be cross-validated, and learns for :data:`ONCE` steps. A draw's figure is its share of right
+answers; intervals are Student's t over draws, those of differences over pairs of the same draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from greenllm import artifact, source
+from greenllm.adapt import adapters
+from greenllm.adapt.choose import Wanted, choose
+from greenllm.adapt.learn import judge
+from greenllm.adapt.methods import KINDS, Method, check_merges
+from greenllm.adapt.run import train
+from greenllm.adapt.shots import Shot, draw, encode
+from greenllm.adapt.upper import Upper
+from greenllm.bench.energy import JOULES_PER_KWH, track
+from greenllm.bench.measurement import Measurement, t_interval
+from greenllm.bench.report import escape
+from greenllm.bench.report.words import interval, number
+from greenllm.bench.tasks import read
+from greenllm.bench.tasks.items import Item
+from greenllm.bench.texts import Tokens
+from greenllm.checkpoint import Checkpoint, open_checkpoint
+from greenllm.errors import GreenError
+from greenllm.progress import Silent
+
+ONCE = 5  # steps from one shot
+PROMPTED, ADAPTED, NOTHING = "prompted", "adapted", "as it is"
+_HELD = 1 << 30  # bytes of copies of a prompt's cache at once
+
+
+class Draw(BaseModel):
+    """What came of one draw: the share of items answered right, and what learning took."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str
+    way: str
+    shots: int
+    draw: int
+    right: float
+    steps: int = 0
+    seconds: float = 0.0
+    joules: float = 0.0
+    bytes: int = 0
+    of: int = 0
+
+
+class Found(BaseModel):
+    """All draws; ``fewshot.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    test: str
+    items: int
+    method: str
+    energy: str = ""
+    draws: list[Draw] = []
+
+    def has(self, model: str, way: str, shots: int, n: int) -> bool:
+        """Whether a draw was made."""
+        return any((d.model, d.way, d.shots, d.draw) == (model, way, shots, n) for d in self.draws)
+
+    def of(self, model: str, way: str, shots: int) -> dict[int, Draw]:
+        """Those of one way, by number."""
+        return {d.draw: d for d in self.draws if (d.model, d.way, d.shots) == (model, way, shots)}
+
+
+class Subject:
+    """A model that is asked: its weights in torch, and the items of the test in its tokens."""
+
+    def __init__(self, model: str, method: Method, test: Sequence[Item], metas: Sequence[Path]) -> None:
+        self.checkpoint: Checkpoint = open_checkpoint(model)
+        self.name = Path(model).name
+        self.tokens = Tokens(self.checkpoint.path)
+        own = adapters.fingerprint(self.checkpoint.path)
+        self.ways: dict[str, Path | None] = {ADAPTED: None}
+        self.ways |= {f"from {m.name}": m for m in metas if adapters.read(m)[0].sha256 == own}
+        self.method: Method = method
+        self.model = self.checkpoint.load_model()
+        self.bytes = sum(f.stat().st_size for f in source.shard_files(self.checkpoint.path))
+        self.test = encode(test, self.checkpoint.path)
+        self.upper = Upper(self.model, choose(self.checkpoint, Wanted(method))[0].first, self.test)
+
+    def as_it_is(self) -> Draw:
+        """Without any sample."""
+        return Draw(model=self.name, way=NOTHING, shots=0, draw=0, right=self._right(self.upper))
+
+    def adapted(self, items: Sequence[Item], way: str, shots: int, n: int) -> tuple[Draw, str]:
+        """Learn from a draw, ask, forget; with the method that counted the energy."""
+        meta = self.ways[way]
+        made, _ = choose(self.checkpoint, Wanted(self.method), meta)
+        begin = time.perf_counter()
+        with track() as tracked:
+            samples = encode(items, self.checkpoint.path)
+            steps, rate = None if shots > 1 else ONCE, KINDS[self.method].rate
+            wrapped, told = train(self.model, made, samples, steps, rate, n, Silent(), meta)
+        seconds = time.perf_counter() - begin
+        values = [p.nbytes for p in wrapped.parameters() if p.requires_grad]
+        found = Draw(
+            model=self.name, way=way, shots=shots, draw=n, right=self._right(self.upper), steps=told["steps"],
+            seconds=seconds, joules=tracked.energy.kwh * JOULES_PER_KWH, bytes=sum(values), of=self.bytes,
+        )  # fmt: skip
+        wrapped.unload()
+        return found, tracked.energy.method
+
+    @torch.no_grad()
+    def prompted(self, items: Sequence[Item], shots: int, n: int) -> Draw | None:
+        """The samples before each question, answered; None where the model does not read so much."""
+        told = "".join(f"{i.context}{i.gap}{i.choices[i.label]}\n\n" for i in items)
+        prefix = self.tokens.text(told)
+        if len(prefix) + max(len(t) for s in self.test for t in s.texts) > self.tokens.context:
+            return None
+        cache = self.model(input_ids=torch.tensor([prefix]), use_cache=True, logits_to_keep=1).past_key_values
+        size = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+        at_once, right = max(1, _HELD // size), 0
+        for first in range(0, len(self.test), at_once):
+            right += self._answer(self.test[first : first + at_once], cache)
+        return Draw(model=self.name, way=PROMPTED, shots=shots, draw=n, right=right / len(self.test))
+
+    def _answer(self, shots: Sequence[Shot], cache: Any) -> int:
+        """How many are right after what the cache holds; they are padded at their end, where nothing looks back."""
+        begun = len(self.tokens.text(""))  # what begins a text stands before the samples already
+        texts = [t[begun:] for s in shots for t in s.texts]
+        width = max(map(len, texts))
+        copied = copy.deepcopy(cache)
+        copied.batch_repeat_interleave(len(texts))
+        ids = torch.tensor([[*t, *[0] * (width - len(t))] for t in texts])
+        logits = self.model(input_ids=ids, past_key_values=copied, use_cache=True).logits.float().log_softmax(-1)
+        right, at = 0, 0
+        for shot in shots:
+            scores = [
+                sum(float(logits[at + c.text, c.start - begun - 1 + k, t]) for k, t in enumerate(c.tokens))
+                for c in shot.choices
+            ]
+            right += max(range(len(scores)), key=scores.__getitem__) == shot.label
+            at += len(shot.texts)
+        return right
+
+    def _right(self, upper: Upper) -> float:
+        return float(judge(upper, range(len(upper.shots)))[1].mean())
+
+
+def lines(found: Found) -> list[str]:
+    """Markdown: one line for each model, way and number of shots, beside what it is compared with."""
+    said = [
+        "| model | way | shots | draws | right, % | beside | points | steps | s | J | adapter, kB | of the model |",
+        "|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    keys = sorted(dict.fromkeys((d.model, d.way, d.shots) for d in found.draws), key=lambda k: k[2])
+    first = found.draws[0].model
+    for model, way, shots in keys:
+        own = found.of(model, way, shots)
+        beside = (model, ADAPTED) if way not in (ADAPTED, NOTHING) else (first, way) if model != first else None
+        cells = [escape(model), escape(way), str(shots), str(len(own)), _cell([100 * d.right for d in own.values()])]
+        other = found.of(*beside, shots) if beside else {}
+        both = sorted(own.keys() & other.keys())
+        cells += (
+            [escape(" ".join(beside)), _cell([round(100 * (own[n].right - other[n].right), 6) for n in both])]
+            if (beside and both)
+            else ["", ""]
+        )
+        costs = [[float(getattr(d, k)) for d in own.values()] for k in ("steps", "seconds", "joules")]
+        size = max(d.bytes for d in own.values())
+        cells += [_cell(c) for c in costs] if size else ["", "", ""]
+        cells += [number(size / 1e3), f"{size / max(d.of for d in own.values()):.2%}"] if size else ["", ""]
+        said.append("| " + " | ".join(cells) + " |")
+    told = (
+        f"{found.items} items of {escape(found.test)}; samples of {escape(found.task)}, so many of each class; "
+        f"{found.method} (greenllm adapt's defaults, {ONCE} steps where one sample cannot be cross-validated). "
+        f"Joules: {escape(found.energy)}. In brackets 95 % intervals of the mean over draws."
+    )
+    return [*said, "", told]
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    ci = t_interval(values)
+    m = Measurement(value=sum(values) / len(values), unit="", n=len(values), ci95=ci, method="counted")
+    return number(m.value, ci) + (f" [{interval(ci)}]" if ci and ci[0] < ci[1] else "")
+
+
+def main() -> None:
+    """Make what is missing, and write ``fewshot.json`` and ``fewshot.md``."""
+    given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    given.add_argument("models", nargs="+", help="checkpoints, packed or not; the first is the baseline")
+    given.add_argument("--task", type=Path, required=True, help=".jsonl of a classification: samples are drawn here")
+    given.add_argument("--test", type=Path, required=True, help="the same of other items: these are asked")
+    given.add_argument("--out", type=Path, required=True)
+    given.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
+    given.add_argument("--draws", type=int, default=5)
+    given.add_argument("--limit", type=int, default=400, help="items of the test")
+    given.add_argument("--method", choices=[m for m, kind in KINDS.items() if kind.merges], default="lora")
+    given.add_argument("--meta", type=Path, nargs="*", default=[], help="starts by greenllm meta-train")
+    given.add_argument("--threads", type=int)
+    options = given.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        run(options)
+    except GreenError as e:
+        given.exit(1, f"{e}\n")
+    print(options.out / "fewshot.md")
+
+
+def run(options: argparse.Namespace) -> None:
+    """See :func:`main`.
+
+    Raises:
+        GreenError: bad input, or DIR holds draws of another test.
+    """
+    check_merges(options.method)
+    test = [i for i in read(options.test, options.limit).items if isinstance(i, Item)]
+    if not test:
+        raise GreenError(f"{options.test} is no classification.")
+    fresh = Found(task=options.task.name, test=options.test.name, items=len(test), method=options.method)
+    file = options.out / "fewshot.json"
+    found = Found.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else fresh
+    if (found.task, found.test, found.items, found.method) != (fresh.task, fresh.test, fresh.items, fresh.method):
+        raise GreenError(f"{file} holds draws of another task, test or method.", "Give another --out.")
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def keep(made: Draw) -> None:
+        found.draws.append(made)
+        artifact.write_atomic(file, found.model_dump_json(indent=1) + "\n")
+        artifact.write_atomic(options.out / "fewshot.md", "\n".join(lines(found)) + "\n")
+        print(f"{made.model} {made.way}, {made.shots} shots, draw {made.draw}: {made.right:.1%}", flush=True)
+
+    for model in options.models:
+        who = Subject(model, options.method, test, options.meta)
+        if not found.has(who.name, NOTHING, 0, 0):
+            keep(who.as_it_is())
+        for shots, n in ((s, n) for s in options.shots for n in range(options.draws)):
+            items: Any = draw(options.task, shots, n)
+            for way in who.ways:
+                if not found.has(who.name, way, shots, n):
+                    made, found.energy = who.adapted(items, way, shots, n)
+                    keep(made)
+            if not found.has(who.name, PROMPTED, shots, n) and (asked := who.prompted(items, shots, n)):
+                keep(asked)
+
+
+if __name__ == "__main__":
+    main()
