@@ -17,8 +17,8 @@ from greenllm import merge
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.images import pictures
-from greenllm.tokens import read_json
-from greenllm.vlm import SIGHT
+from greenllm.tokens import Tokenizer, read_json
+from greenllm.vlm import SIGHT, mark_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,9 +47,10 @@ def each(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
     """Vectors that the model makes of an image, which as many tokens of a prompt stand for.
 
     Raises:
-        GreenError: its processor, which transformers makes prompts with, counts them otherwise; or it takes no pixels
-            of the size that its configuration says.
+        GreenError: its processor, which transformers makes prompts with, counts them otherwise; its tokenizer has no
+            such token; or it takes no pixels of the size that its configuration says.
     """
+    mark_of(Tokenizer(checkpoint.path))
     try:
         found = merge.features(model, torch.from_numpy(pictures(1, checkpoint.image_shape))).shape[1]
     except (ValueError, RuntimeError) as e:
