@@ -379,7 +379,7 @@ def _task(config: PretrainedConfig) -> str:
         if config.model_type in vlm.KINDS:
             return VLM
         raise GreenError(
-            f"The architecture {name} is not supported yet.",
+            f"The architecture {name!r} is not supported yet.",
             f"Of models that answer about images these are: {', '.join(vlm.KINDS)}.",
         )
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):

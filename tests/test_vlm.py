@@ -300,7 +300,7 @@ def test_models_that_fit_ill_are_refused_by_name(home, tmp_path):
         with pytest.raises(GreenError, match=says):
             greenllm.export(path, tmp_path / "out")
     PaliGemmaConfig(architectures=["PaliGemmaForConditionalGeneration"]).save_pretrained(tmp_path / "deep")
-    with pytest.raises(GreenError, match="PaliGemmaForConditionalGeneration is not supported yet"):
+    with pytest.raises(GreenError, match="'PaliGemmaForConditionalGeneration' is not supported yet"):
         open_checkpoint(tmp_path / "deep")
 
 
