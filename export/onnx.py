@@ -139,7 +139,7 @@ def _parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[speech.Part]:
     if checkpoint.task == PAIRS:
         return dual.parts(checkpoint, model)
     if checkpoint.task == VLM:
-        decoder = _decoder(merge.Sighted(model), vlm.nothing_seen(checkpoint, model))
+        decoder = _decoder(merge.Sighted(model), vlm.nothing_seen(checkpoint))
         return [vlm.sight(checkpoint, model), (GRAPH, *decoder)]
     if checkpoint.task == GENERATION:
         return [(GRAPH, *_decoder(model, {}))]

@@ -190,7 +190,7 @@ def _look(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[st
     """Of a model that answers about images both graphs: an image's vectors, and the logits of a text about it."""
     departs = departing_texts(checkpoint, Tokenizer(path), _SAVE_TOKENIZER)
     model = checkpoint.load_model()
-    pixels, count = pictures(1, checkpoint.image_shape, seed=1), vlm.each(checkpoint, model)
+    pixels, count = pictures(1, checkpoint.image_shape, seed=1), vlm.each(checkpoint)
     ids = np.concatenate([np.full(count, checkpoint.config.image_token_id), _seen(checkpoint)[0]])
     want, logits = vlm.in_torch(model, pixels, ids)
     del model

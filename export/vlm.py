@@ -42,8 +42,7 @@ class Sight(nn.Module):
         return merge.features(self.model, inputs[0])
 
 
-@torch.no_grad()
-def each(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
+def each(checkpoint: Checkpoint) -> int:
     """Vectors that the model makes of an image, which as many tokens of a prompt stand for.
 
     Raises:
@@ -52,7 +51,8 @@ def each(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
     """
     mark_of(Tokenizer(checkpoint.path))
     try:
-        found = merge.features(model, torch.from_numpy(pictures(1, checkpoint.image_shape))).shape[1]
+        model = checkpoint.skeleton().to("meta")  # shapes alone: no weight is read
+        found = merge.features(model, torch.zeros(1, *checkpoint.image_shape, device="meta")).shape[1]
     except (ValueError, RuntimeError) as e:
         line = str(e).splitlines()[0][:200]
         raise GreenError(f"{checkpoint.path}: it does not run on pixels of {checkpoint.image_shape}: {line}") from e
@@ -78,11 +78,9 @@ def sight(checkpoint: Checkpoint, model: PreTrainedModel) -> Part:
     return SIGHT, Sight(model), (example,), (["pixel_values"], [SEEN])
 
 
-@torch.no_grad()
-def nothing_seen(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Tensor]:
+def nothing_seen(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """What the decoder takes beside what others take, for an example of two."""
-    count = each(checkpoint, model)
-    return {SEEN: torch.zeros(2, count, checkpoint.words.hidden_size)}
+    return {SEEN: torch.zeros(2, each(checkpoint), checkpoint.words.hidden_size)}
 
 
 @torch.no_grad()

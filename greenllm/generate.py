@@ -171,9 +171,10 @@ class OnnxModel:
         if settings.adapter:
             raise GreenError(f"{self.directory} is plain ONNX, which has no adapters.", "Export it --to genai.")
         if settings.temperature:
+            other = "" if vlm.sees(self.directory) else ", or export it for ORT-GenAI: --to genai"
             raise GreenError(
                 f"{self.directory} is plain ONNX, which takes the likeliest token only here.",
-                "Leave out --temperature, or export it for ORT-GenAI: --to genai.",
+                f"Leave out --temperature{other}.",
             )
         for token in self._runner.stream(ids if isinstance(ids, Prompt) else list(ids), room(self, ids, settings)):
             yield token

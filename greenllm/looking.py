@@ -47,7 +47,7 @@ def samples(checkpoint: Checkpoint, source: str, count: int) -> list[Batch]:
     from greenllm.export.vlm import each
 
     rows, tokenizer = asked(source, count), Tokenizer(checkpoint.path)
-    number, processor = each(checkpoint, checkpoint.load_model()), processor_of(checkpoint.path)
+    number, processor = each(checkpoint), processor_of(checkpoint.path)
     raw = template(checkpoint.path) is None
     found = []
     for file, text, answer in rows:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from llavas import KINDS, QUESTION, asked, make_llava, noise, said_to, teach
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PaliGemmaConfig
 
 import greenllm
@@ -133,6 +133,18 @@ def test_blocks_that_are_not_read_are_left_out_and_transformers_reads_the_rest(h
     assert (config["vision_config"]["num_hidden_layers"], config["vision_feature_layer"]) == (2, -1)
     _, want, _ = theirs(home / "clip", "clip", home / "see/0.png")
     _, got, _ = theirs(tmp_path / "dense", "clip", home / "see/0.png")
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_checkpoint_in_old_names_is_what_transformers_reads(home, kind, tmp_path):
+    """As llava-hf's are on the hub."""
+    shutil.copytree(home / kind, tmp_path / "old")
+    stored = load_file(tmp_path / "old/model.safetensors")
+    old = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in stored.items()}
+    save_file(old, tmp_path / "old/model.safetensors", {"format": "pt"})
+    fed, want, _ = theirs(tmp_path / "old", kind, home / "see/0.png")
+    with torch.no_grad():
+        got = open_checkpoint(tmp_path / "old").load_model()(**fed).logits[0].numpy()
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 

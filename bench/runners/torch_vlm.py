@@ -21,7 +21,7 @@ class TorchSighted(TorchDecoder):
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         super().__init__(checkpoint, model)
-        self._each = each(checkpoint, model)
+        self._each = each(checkpoint)
 
     @cached_property
     def _reads(self) -> tuple[Tokenizer, Any]:
