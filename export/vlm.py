@@ -57,12 +57,12 @@ def each(checkpoint: Checkpoint) -> int:
         line = str(e).splitlines()[0][:200]
         raise GreenError(f"{checkpoint.path}: it does not run on pixels of {checkpoint.image_shape}: {line}") from e
     told = read_json(checkpoint.path / _PROCESSOR)
-    patch = told.get("patch_size")
-    if not isinstance(patch, int) or patch < 1:
-        return int(found)
+    patch, more = told.get("patch_size"), told.get("num_additional_image_tokens", 0)
+    if not isinstance(patch, int) or not isinstance(more, int) or patch < 1:
+        return int(found)  # transformers itself makes no prompts with it
     _, height, width = checkpoint.image_shape
     default = told.get("vision_feature_select_strategy") == "default"
-    count = (height // patch) * (width // patch) + int(told.get("num_additional_image_tokens") or 0) - default
+    count = (height // patch) * (width // patch) + more - default
     if count != found:
         raise GreenError(
             f"{checkpoint.path / _PROCESSOR} makes {count} tokens of an image, and the model {found} vectors.",
