@@ -21,6 +21,7 @@ from greenllm.bench import answers, latency, perplexity
 from greenllm.bench.runners import CPU, Info, Runner, Where, loader
 from greenllm.bench.texts import Tokens
 from greenllm.errors import GreenError
+from greenllm.vlm import Prompt
 
 
 class Server:
@@ -108,6 +109,18 @@ class Server:
     def look(self, files: list[str]) -> NDArray[np.float32]:
         """What a vision encoder says of image files: see :meth:`encode`."""
         return self.encode(self._ready.pixels(files))
+
+    def see(self, file: str, said: str) -> Prompt:
+        """A question about an image file: see :func:`greenllm.vlm.read`.
+
+        Raises:
+            GreenError: this model, or its engine, does not see; or its marks and the image do not fit together.
+        """
+        look = getattr(self._ready, "see", None)
+        if look is None:
+            raise GreenError("It answers no questions about images.")
+        found: Prompt = look(file, said)
+        return found
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         """Texts as a model for images and texts reads them.

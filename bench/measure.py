@@ -16,6 +16,7 @@ from greenllm.bench import (
     loads,
     phases,
     protocol,
+    sight,
     speech,
     spend,
     texts,
@@ -82,6 +83,7 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
         window = phases.fitting(session, asked.window)
         phases.cut(session, asked.corpus, window, asked.effort.windows, query)
         words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, window)
+        words |= sight.show(session, query)
     if asked.loads:
         loads.run(session, asked.loads)
     speed = Speed(session, query, asked.effort)
@@ -127,6 +129,7 @@ def _quality(
 
 def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     """Refuse before anything is measured what these models cannot do."""
+    sight.check(session, asked.tasks, batches=bool(asked.batches))
     others = any((asked.pairs, asked.harness, asked.lengths, asked.chat, asked.bisect))
     for sense in _SENSES:
         sense.check(session, asked.tasks, others=others, batches=bool(asked.batches))

@@ -23,7 +23,7 @@ def query_settings(query: Query) -> dict[str, Any]:
 def text_settings(session: Session, text: texts.Text, window: int) -> dict[str, Any]:
     """What was read, and how much of it was scored."""
     found: dict[str, Any] = {"text": text.name, "text_bytes": len(text.text.encode())}
-    first = next((c.windows for c in session.live if c.windows and c.info.task == "text-generation"), None)
+    first = next((c.windows for c in session.live if c.windows and c.info.task != "feature-extraction"), None)
     if first is None:
         return found
     return found | {

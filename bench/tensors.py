@@ -1,4 +1,7 @@
-"""Where the bytes of a model are: in its embedding, attention, MLP, head, or elsewhere, by the names of its tensors."""
+"""Where the bytes of a model are: in its embedding, attention, MLP, head, or elsewhere, by the names of its tensors.
+
+Of a model that answers about images all that sees is one kind, and what lies between that and the decoder another.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-KINDS = ("embedding", "attention", "MLP", "head", "other")
+KINDS = ("embedding", "attention", "MLP", "head", "other", "projector", "vision")
 _PATTERNS = {  # the first that fits; a norm beside an attention is no attention
+    "vision": r"vision_tower",
+    "projector": r"multi_modal_projector",
     "other": r"norm|ln_\d|ln_f|rotary|_cache\b",
     "head": r"lm_head|^output\.|score\.|classifier",
     "embedding": r"embe?d|wte|wpe|token_types",
@@ -25,7 +30,7 @@ def kind(name: str) -> str:
 
 
 def bytes_by_kind(directory: Path, runner: str, file: Path) -> dict[str, int]:
-    """Bytes of the weights of each kind; empty where a format cannot be looked into with what is installed.
+    """Bytes of the weights of each kind there is; empty where a format cannot be looked into with what is installed.
 
     Args:
         directory: of the model.
@@ -40,7 +45,7 @@ def bytes_by_kind(directory: Path, runner: str, file: Path) -> dict[str, int]:
             found[kind(name)] += size
     except Exception:  # noqa: BLE001 - a picture is no reason to stop, whatever a foreign file holds
         return {}
-    return found
+    return {kind: size for kind, size in found.items() if size}
 
 
 def _safetensors(directory: Path) -> Iterator[tuple[str, int]]:

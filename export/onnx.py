@@ -9,16 +9,20 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
-from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, WRITING, Checkpoint
+from greenllm import merge
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, VLM, WRITING, Checkpoint
 from greenllm.errors import GreenError
-from greenllm.export import dual, speech
+from greenllm.export import dual, speech, vlm
 from greenllm.export.fused import fuse_attention, keep_norms
+from greenllm.export.last_position import cut_to_last_position
 from greenllm.export.quantized import Quantized, join, quantize_graph
 from greenllm.export.targets import Target
 from greenllm.export.vision import vision, write_processor
@@ -66,15 +70,20 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     own = target.operators == "onnxruntime" and checkpoint.task != GENERATION
     paths = export_graph(checkpoint, path, fused=own)
     progress.advance()
-    if not checkpoint.quantized:
-        return None
-    progress.stage("packing the weights", len(paths))
-    return join(
-        quantize_graph(
-            p, out / p.name, checkpoint, form="nbits" if own else "qdq", accuracy_level=target.accuracy_level,
-            inputs=integer_inputs(checkpoint, target), progress=progress, alone=len(paths) == 1,
-        ) for p in paths
-    )  # fmt: skip
+    found = None
+    if checkpoint.quantized:
+        progress.stage("packing the weights", len(paths))
+        found = join(
+            quantize_graph(
+                p, out / p.name, checkpoint, form="nbits" if own else "qdq", accuracy_level=target.accuracy_level,
+                inputs=integer_inputs(checkpoint, target), progress=progress, alone=len(paths) == 1,
+            ) for p in paths
+        )  # fmt: skip
+    if checkpoint.task == VLM:  # an image is hundreds of tokens whose logits nobody reads
+        graph = onnx.load(str(out / GRAPH), load_external_data=False)
+        cut_to_last_position(graph)
+        onnx.save(graph, str(out / GRAPH))
+    return found
 
 
 def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
@@ -84,7 +93,7 @@ def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
     4-bit weights, which are made for single rows.
     """
     by_target = target.operators == "onnxruntime" and target.accuracy_level == 4  # noqa: PLR2004 - int8
-    if not by_target or checkpoint.task in (GENERATION, *WRITING):
+    if not by_target or checkpoint.task in (GENERATION, *WRITING, VLM):
         return checkpoint.inputs
     ends = dict.fromkeys(p for p in checkpoint.projections if checkpoint.is_packed(p))
     return {**ends, **(checkpoint.inputs or dict.fromkeys(quantizable(checkpoint)[0]))}
@@ -129,8 +138,11 @@ def _parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[speech.Part]:
         return speech.parts(checkpoint, model)
     if checkpoint.task == PAIRS:
         return dual.parts(checkpoint, model)
+    if checkpoint.task == VLM:
+        decoder = _decoder(merge.Sighted(model), vlm.nothing_seen(checkpoint))
+        return [vlm.sight(checkpoint, model), (GRAPH, *decoder)]
     if checkpoint.task == GENERATION:
-        return [(GRAPH, *_decoder(model))]
+        return [(GRAPH, *_decoder(model, {}))]
     return [(GRAPH, *(vision(checkpoint, model) if checkpoint.task in IMAGES else _encoder(model)))]
 
 
@@ -146,19 +158,21 @@ def _write(wrapper: nn.Module, example: tuple[Tensor, ...], names: Names, path: 
 
 
 class _Decoder(nn.Module):
-    """A causal model as a function of flat tensors: ids, mask, positions, then keys and values in turn."""
+    """A causal model as a function of flat tensors: ids, mask, positions, ``more``, then keys and values in turn."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module, more: Sequence[str]) -> None:
         super().__init__()
         self.model = model
+        self.more = more
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from transformers import DynamicCache
 
-        ids, mask, positions, *past = inputs
+        ids, mask, positions, *rest = inputs
+        more, past = dict(zip(self.more, rest, strict=False)), rest[len(self.more) :]
         cache = DynamicCache(tuple(zip(past[::2], past[1::2], strict=True)))
         out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **more
         )
         present = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
         return (out.logits, *present)
@@ -178,19 +192,21 @@ class _Encoder(nn.Module):
         return first
 
 
-def _decoder(model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Names]:
+def _decoder(model: nn.Module, more: dict[str, Tensor]) -> tuple[nn.Module, tuple[Tensor, ...], Names]:
+    """A causal model, or one that takes ``more`` than others do."""
     from transformers import DynamicCache
 
     with torch.no_grad():
-        seen = model(input_ids=torch.zeros(2, 3, dtype=torch.int64), use_cache=True).past_key_values
+        seen = model(input_ids=torch.zeros(2, 3, dtype=torch.int64), use_cache=True, **more).past_key_values
     assert isinstance(seen, DynamicCache)  # noqa: S101 - what use_cache gives
     past = [t.clone() for layer in seen.layers for t in (layer.keys, layer.values)]
     ids = torch.ones(2, 5, dtype=torch.int64)
     positions = torch.arange(3, 8).repeat(2, 1)
     cache = [f"{i}.{kind}" for i in range(len(past) // 2) for kind in ("key", "value")]
-    inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{c}" for c in cache)]
+    inputs = ["input_ids", "attention_mask", "position_ids", *more, *(f"past_key_values.{c}" for c in cache)]
     outputs = ["logits", *(f"present.{c}" for c in cache)]
-    return _Decoder(model), (ids, torch.ones(2, 8, dtype=torch.int64), positions, *past), (inputs, outputs)
+    mask = torch.ones(2, 8, dtype=torch.int64)
+    return _Decoder(model, list(more)), (ids, mask, positions, *more.values(), *past), (inputs, outputs)
 
 
 def _encoder(model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Names]:

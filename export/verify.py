@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from greenllm import pages
 from greenllm.audio import ENCODER
-from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, WRITING, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, VLM, WRITING, Checkpoint
 from greenllm.errors import GreenError
-from greenllm.export import dual, speech
+from greenllm.export import dual, speech, vlm
 from greenllm.export.int8 import int8_rows
 from greenllm.export.last_position import FIRST
 from greenllm.export.tokenizer import ENGLISH, departing_texts
@@ -22,6 +22,7 @@ from greenllm.quantize.activations import InputGrid, Inputs, dynamic_round
 from greenllm.quantize.linear import set_weight
 from greenllm.quantize.packed import Packed
 from greenllm.tokens import Tokenizer
+from greenllm.vlm import SIGHT
 
 _TOKENS, _STEPS = 48, 4
 _PICTURES = 3
@@ -60,8 +61,9 @@ def verify(
     """
     if checkpoint.task in WRITING:
         return _hear(checkpoint, path, arithmetic)
-    if checkpoint.task == PAIRS:
-        return _match(checkpoint, path, arithmetic, inputs or {})
+    if checkpoint.task in (PAIRS, VLM):
+        pairs = checkpoint.task == PAIRS
+        return _match(checkpoint, path, arithmetic, inputs or {}) if pairs else _look(checkpoint, path, arithmetic)
     ids, text = _seen(checkpoint)
     want = _torch(checkpoint, ids)
     pages.give_back()
@@ -185,6 +187,32 @@ def _match(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic, inputs: I
     return found
 
 
+def _look(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[str, Any]:
+    """Of a model that answers about images both graphs: an image's vectors, and the logits of a text about it."""
+    departs = departing_texts(checkpoint, Tokenizer(path), _SAVE_TOKENIZER)
+    model = checkpoint.load_model()
+    pixels, count = pictures(1, checkpoint.image_shape, seed=1), vlm.each(checkpoint)
+    ids = np.concatenate([np.full(count, checkpoint.config.image_token_id), _seen(checkpoint)[0]])
+    want, logits = vlm.in_torch(model, pixels, ids)
+    del model
+    pages.give_back()
+    (seen,) = _session(path, SIGHT).run(None, {"pixel_values": pixels})
+    said = _decode(_session(path), ids, _head_width(checkpoint), {vlm.SEEN: seen})
+    if (
+        seen.shape != want.shape
+        or said.shape != logits.shape
+        or not (np.isfinite(seen).all() and np.isfinite(said).all())
+    ):
+        raise GreenError(f"The exported graphs give {seen.shape} and {said.shape} values, torch others, or NaN.")
+    found: dict[str, Any] = {
+        "against": "torch fp32", "input": vlm.ASKED, "tokens": len(ids), "tokens_of_an_image": count,
+        "max_relative_error": float(np.abs(seen - want).max() / np.abs(want).max()), "tokenizer_departs": departs,
+    } | _likeness(logits, said)  # fmt: skip
+    if found["max_relative_error"] > _RELATIVE[arithmetic] or found["kl_divergence"] > _LIMITS[arithmetic]:
+        raise _departs("onnx", found)
+    return found
+
+
 def _likeness(want: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str, float]:
     """Of logits [T, V]."""
     return {"kl_divergence": _kl(want, got), "top1_agreement": float((got.argmax(-1) == want.argmax(-1)).mean())}
@@ -206,7 +234,7 @@ def _seen(checkpoint: Checkpoint) -> tuple[NDArray[Any], str]:
         kind = "English text"
     except (OSError, ValueError):
         drawn = torch.Generator().manual_seed(0)
-        ids = torch.randint(int(checkpoint.config.vocab_size), (_TOKENS,), generator=drawn).tolist()
+        ids = torch.randint(int(checkpoint.words.vocab_size), (_TOKENS,), generator=drawn).tolist()
         kind = "random tokens: it has no tokenizer"
     return np.array(ids[:_TOKENS], dtype=np.int64), kind
 
@@ -295,7 +323,7 @@ def _generate(
 
 def _head_width(checkpoint: Checkpoint) -> int:
     """Numbers in a key of one head."""
-    c = checkpoint.config
+    c = checkpoint.words
     return int(getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
 
 
@@ -311,16 +339,16 @@ def _session(path: Path, graph: str = speech.DECODER) -> Any:
 
 
 def _decode(
-    session: Any, ids: NDArray[np.int64], width: int, more: dict[str, NDArray[Any]] | None = None
+    session: Any, ids: NDArray[np.int64], width: int, fed: dict[str, NDArray[Any]] | None = None
 ) -> NDArray[np.float32]:
-    """Logits [T, V]: a prefill of all but the last tokens, then those one by one through the cache; ``more`` is fed."""
+    """Logits [T, V]: a prefill of all but the last tokens, then those one by one through the cache; ``fed`` is fed."""
     cache = [i for i in session.get_inputs() if i.name.startswith("past_key_values")]
     past = {i.name: np.zeros((1, i.shape[1], 0, width), _TYPES[i.type]) for i in cache}
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
     cut = len(ids) - _STEPS
     every = {FIRST: np.zeros(1, np.int64)} if FIRST in {i.name for i in session.get_overridable_initializers()} else {}
-    every |= more or {}
+    every |= fed or {}
     logits = []
     for start, stop in [(0, cut), *((t, t + 1) for t in range(cut, len(ids)))]:
         feed = {
@@ -328,7 +356,8 @@ def _decode(
             "attention_mask": np.ones((1, stop), dtype=np.int64),
             "position_ids": np.arange(start, stop, dtype=np.int64)[None],
         }
-        given = {k: v for k, v in feed.items() if k in wanted} | every | past
+        more = {k: v[:, :0] if start and k == vlm.SEEN else v for k, v in every.items()}  # an image is seen once
+        given = {k: v for k, v in feed.items() if k in wanted} | more | past
         values = dict(zip(names, session.run(None, given), strict=True))
         logits.append(values["logits"][0])
         past = {n: values[n.replace("past_key_values", "present")] for n in past}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
-from greenllm.images import PROCESSOR, Processor, answer_of, pictures
+from greenllm.images import PROCESSOR, Pixels, Processor, answer_of, pictures
 from greenllm.progress import Progress
+from greenllm.tokens import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_WHOLE = "processor_config.json"  # where transformers writes all that makes inputs of images and texts
 _ALIKE = 1e-5  # between pixels that are sums in float32
 
 
@@ -58,7 +61,7 @@ def their_processor(directory: Path) -> Any:
     # the top of transformers has this name only beside torchvision, which these processors do without
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    if not (directory / PROCESSOR).is_file():
+    if not (directory / PROCESSOR).is_file() and "image_processor" not in read_json(directory / _WHOLE):
         return None
     try:
         return AutoImageProcessor.from_pretrained(
@@ -66,6 +69,18 @@ def their_processor(directory: Path) -> Any:
         )
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as e:
         raise GreenError(f"{directory / PROCESSOR}: transformers cannot use it: {str(e).splitlines()[0][:200]}") from e
+
+
+def processor_of(directory: Path) -> Callable[[Image.Image], Pixels]:
+    """From an image to pixels, float32 [C, H, W], by transformers.
+
+    Raises:
+        GreenError: there is none, or see :func:`their_processor`.
+    """
+    theirs = their_processor(directory)
+    if theirs is None:
+        raise GreenError(f"{directory} has no {PROCESSOR}: image files cannot be made pixels.")
+    return lambda image: np.asarray(theirs(image, return_tensors="np")["pixel_values"][0])
 
 
 def write_processor(checkpoint: Checkpoint, out: Path, progress: Progress) -> None:

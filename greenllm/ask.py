@@ -32,7 +32,9 @@ def run(
     clip: Annotated[
         Path | None, typer.Option("--audio", help="transcribers: the file to hear (.wav, .flac, .ogg …)")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="models that see and write or read: the file to look at")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option("--image", help="models that see: the file to look at", show_default=False)
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help="with --image: what it may show, by commas; the prompt is what is read: a {}")
     ] = None,
@@ -47,9 +49,10 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
-    from greenllm import audio, captions, describe, generate, match, pairs, switch, talk, transcribe
+    from greenllm import audio, captions, describe, generate, match, pairs, switch, talk, transcribe, vlm
     from greenllm.export.archive import opened
 
+    image = _one(images or [])
     whole, adapter = switch.split(model)
     with opened(whole) as path:
         directory = generate.find(path)
@@ -60,7 +63,9 @@ def run(
             if talk.describe(describe.Describer(directory, threads=threads), seen, max_tokens).finish is None:
                 raise typer.Exit(130)
             return
-        if asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
+        if sees := vlm.sees(directory):
+            vlm.check_asked(model, labels=labels, clip=clip)
+        elif asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
             match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
             return
         transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others)
@@ -70,11 +75,11 @@ def run(
                 raise typer.Exit(130)
             return
         text = sys.stdin.read() if prompt == "-" else prompt or ""
-        if generate.is_encoder(directory):
+        if not sees and generate.is_encoder(directory):
             _embed(directory, text, threads)
             return
         loaded = generate.open_found(directory, threads=threads)
-        ids = talk.first(loaded, text, system=system, raw=raw)
+        ids = talk.first(loaded, text, system=system, raw=raw, image=image)
         settings = generate.Settings(max_tokens or 256, temperature, top_p, seed, adapter)
         if talk.say(loaded, ids, settings).finish is None:
             raise typer.Exit(130)
@@ -123,6 +128,17 @@ def serve(
             room.serve(path, host=host, port=port, key_file=api_key_file, waiting=queue, threads=threads)
     except Interrupted:
         sys.stderr.write("Stopped.\n")
+
+
+def _one(images: list[Path]) -> Path | None:
+    """The image that is asked about.
+
+    Raises:
+        GreenError: there are several.
+    """
+    if len(images) > 1:
+        raise GreenError(f"{len(images)} images are given; a question is about one.", "Give --image once.")
+    return images[0] if images else None
 
 
 def _embed(directory: Path, text: str, threads: int | None) -> None:

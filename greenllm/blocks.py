@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from greenllm import merge, vlm
 from greenllm.errors import GreenError
 
 
@@ -49,6 +50,9 @@ def _parts(model: Any) -> tuple[nn.Module, ...]:
     """What has a list of its own, in a model that has several."""
     if paired(model):
         return model.vision_model, model.text_model
+    if answers(model):
+        tower, _, decoder = merge.towers(model)
+        return tower, decoder
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return model.get_encoder(), model.get_decoder()
     return ()
@@ -82,6 +86,11 @@ def paired(model: Any) -> bool:
     return sees_and_reads(model) and hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
+def answers(model: Any) -> bool:
+    """Whether a model answers questions about images."""
+    return getattr(getattr(model, "config", None), "model_type", "") in vlm.KINDS
+
+
 def sees_and_reads(model: Any) -> bool:
     """Whether a model, or its class, is configured for images and for texts."""
     return {"vision_config", "text_config"} <= set(getattr(getattr(model, "config_class", None), "sub_configs", ()))
@@ -89,6 +98,10 @@ def sees_and_reads(model: Any) -> bool:
 
 def forward(model: Any, batch: dict[str, Tensor]) -> None:
     """Call a model; of a paired one the tower for images, then that for texts, whatever its own order is."""
+    if answers(model):
+        seen = merge.features(model, batch["pixel_values"])
+        merge.Sighted(model)(batch["input_ids"], seen)
+        return
     if not paired(model):
         model(**batch)
         return

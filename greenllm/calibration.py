@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact, images, own
-from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SEEING, SPEECH, Checkpoint
+from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SEEING, SPEECH, VLM, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
@@ -32,8 +32,8 @@ def samples(
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
     Batches of its inputs of a transcriber, one a clip (:func:`greenllm.hearing.samples`), of what writes about images,
-    one each (:func:`greenllm.captioning.samples`), and of a model for images and texts
-    (:func:`greenllm.pairing.samples`).
+    one each (:func:`greenllm.captioning.samples`), of a model for images and texts (:func:`greenllm.pairing.samples`)
+    or one that answers about images (:func:`greenllm.looking.samples`).
 
     Args:
         checkpoint: whose tokenizer (and, for "self", whose own words) are used.
@@ -107,10 +107,10 @@ def _not_text(checkpoint: Checkpoint, source: str, count: int, seed: int, progre
         from greenllm import captioning
 
         return captioning.samples(checkpoint, _chosen(source, count, seed), progress)
-    if checkpoint.task == PAIRS:
-        from greenllm import pairing
+    if checkpoint.task in (PAIRS, VLM):
+        from greenllm import looking, pairing
 
-        return pairing.samples(checkpoint, source, count)
+        return (pairing if checkpoint.task == PAIRS else looking).samples(checkpoint, source, count)
     from greenllm import hearing
 
     return hearing.samples(checkpoint, source, count, progress)
@@ -174,6 +174,10 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
         from greenllm import pairing
 
         pairing.pairs(source, 1)
+    elif checkpoint is not None and checkpoint.task == VLM:
+        from greenllm import looking
+
+        looking.asked(source, 1)
     elif checkpoint is not None and checkpoint.task == SPEECH:
         from greenllm import hearing
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, captions, pairs, source
+from greenllm import artifact, captions, merge, pairs, source, vlm
 from greenllm.artifact import Source
 from greenllm.blocks import check_writer, paired, sees_and_reads, stacks_of
 from greenllm.errors import GreenError
@@ -31,9 +31,11 @@ IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature
 SPEECH = "automatic-speech-recognition"
 PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
 CAPTIONS = captions.TASK  # images to text: an encoder sees, a decoder beside it writes
-SEEING = (*IMAGES, PAIRS, CAPTIONS)
+VLM = vlm.TASK  # what answers questions about an image: LLaVA
+SEEING = (*IMAGES, PAIRS, CAPTIONS, VLM)
 WRITING = (SPEECH, CAPTIONS)  # two graphs, of which the second writes about what the first was given
 _INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -64,12 +66,15 @@ class Checkpoint:
         self.parents = parents or []
         self.config, self.quantization = _read_config(path)
         self.task = _task(self.config)
+        if self.task == VLM:
+            _leave_out_unread(self.config, path)
         self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
-        tied = bool(details.get("tied", getattr(self.words, "tie_word_embeddings", False)))
-        self.tied = tied and self.task in (GENERATION, *WRITING)  # an encoder has no head to share with
-        self.words.tie_word_embeddings = self.tied
+        owner = self.words if self.task == CAPTIONS else self.config
+        tied = bool(details.get("tied", getattr(owner, "tie_word_embeddings", False)))
+        self.tied = tied and self.task in (GENERATION, *WRITING, VLM)  # an encoder has no head to share with
+        owner.tie_word_embeddings = self.words.tie_word_embeddings = self.tied
 
     @property
     def quantized(self) -> bool:
@@ -86,9 +91,10 @@ class Checkpoint:
         return activations.read(self.quantization)
 
     @property
-    def words(self) -> PretrainedConfig:
+    def words(self) -> Any:
         """The configuration of what reads and writes words, which may be a part of the whole."""
-        return self.config.decoder if self.task == CAPTIONS else self.config
+        parts = {VLM: "text_config", CAPTIONS: "decoder"}
+        return getattr(self.config, parts[self.task]) if self.task in parts else self.config
 
     @property
     def input(self) -> str:
@@ -102,7 +108,7 @@ class Checkpoint:
         Raises:
             GreenError: they are not of one size.
         """
-        parts = {PAIRS: "vision_config", CAPTIONS: "encoder"}
+        parts = {PAIRS: "vision_config", VLM: "vision_config", CAPTIONS: "encoder"}
         config = getattr(self.config, parts[self.task]) if self.task in parts else self.config
         size = getattr(config, "image_size", None)
         if size is None:
@@ -269,10 +275,13 @@ class Checkpoint:
 
     @functools.cached_property
     def projections(self) -> list[str]:
-        """Module names of the linears after the blocks of each tower of :data:`PAIRS`; nothing for other models."""
-        if self.task != PAIRS:
+        """Module names of the linears after the blocks of each tower of :data:`PAIRS`, between those of :data:`VLM`."""
+        if self.task not in (PAIRS, VLM):
             return []
         model = self.skeleton()
+        if self.task == VLM:
+            between = {id(m) for m in merge.towers(model)[1].modules() if isinstance(m, nn.Linear)}
+            return [n for n, m in model.named_modules() if id(m) in between]
         stacks = tuple(f"{prefix}." for prefix, _ in stacks_of(model))
         kept = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))  # is no linear
         return [
@@ -376,6 +385,13 @@ def _task(config: PretrainedConfig) -> str:
     for task, known in heads.items():
         if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
             return task
+    if name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        if config.model_type in vlm.KINDS:
+            return VLM
+        raise GreenError(
+            f"The architecture {name!r} is not supported yet.",
+            f"Of models that answer about images these are: {', '.join(vlm.KINDS)}.",
+        )
     if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
         known = _class(FEATURES, config)
         if not sees_and_reads(known):
@@ -385,13 +401,34 @@ def _task(config: PretrainedConfig) -> str:
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 
 
+def _leave_out_unread(config: Any, path: Path) -> None:
+    """Have a vision tower end where the model reads its states: what comes after has no part in any answer.
+
+    Raises:
+        GreenError: it reads other states than those of one block, or its tower is none that is known.
+    """
+    tower, layer = config.vision_config, config.vision_feature_layer
+    blocks = int(getattr(tower, "num_hidden_layers", 0))
+    if tower.model_type not in _TOWERS:
+        raise GreenError(f"{path}: a vision tower of the kind {tower.model_type} is not supported yet.",
+                         f"These are: {', '.join(_TOWERS)}.")  # fmt: skip
+    last = layer % (blocks + 1) if isinstance(layer, int) and -blocks <= layer <= blocks else 0
+    if not last:
+        raise GreenError(
+            f"{path}: vision_feature_layer is {layer} with {blocks} blocks; states of one block are read here."
+        )
+    tower.num_hidden_layers, config.vision_feature_layer = last, -1
+    if hasattr(tower, "vision_use_head"):
+        tower.vision_use_head = False
+
+
 def _auto_class(task: str) -> Any:
     import transformers as t
 
     return {
         GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
         IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
-        CAPTIONS: t.AutoModelForImageTextToText,
+        CAPTIONS: t.AutoModelForImageTextToText, VLM: t.AutoModelForImageTextToText,
     }.get(task, t.AutoModel)  # fmt: skip
 
 

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from greenllm import artifact, captions, switch, template
+from greenllm import artifact, captions, switch, template, vlm
 from greenllm.audio import ENCODER
 from greenllm.errors import GreenError
 from greenllm.older import cannot_run, silence
 from greenllm.pairs import TEXT
 from greenllm.tokens import Tokenizer
+from greenllm.vlm import Prompt
 
 _CHUNK = 128  # tokens that are read at once: between two chunks a reader may be told to stop
 _SHORTEST = 16  # a common beginning of fewer tokens is read again: it is not worth a cache
@@ -160,16 +161,22 @@ class OnnxModel:
         self.context = self.tokenizer.context
         self.reused = 0
 
+    def see(self, image: Path, said: str) -> Prompt:
+        """The prompt of a model that answers about images, see :func:`greenllm.vlm.read`."""
+        found: Prompt = self._runner.see(str(image), said)
+        return found
+
     def answer(self, ids: Sequence[int], settings: Settings) -> Iterator[int | None]:
         """See :class:`Model`."""
         if settings.adapter:
             raise GreenError(f"{self.directory} is plain ONNX, which has no adapters.", "Export it --to genai.")
         if settings.temperature:
+            other = "" if vlm.sees(self.directory) else ", or export it for ORT-GenAI: --to genai"
             raise GreenError(
                 f"{self.directory} is plain ONNX, which takes the likeliest token only here.",
-                "Leave out --temperature, or export it for ORT-GenAI: --to genai.",
+                f"Leave out --temperature{other}.",
             )
-        for token in self._runner.stream(list(ids), room(self, ids, settings)):
+        for token in self._runner.stream(ids if isinstance(ids, Prompt) else list(ids), room(self, ids, settings)):
             yield token
             if token in self.tokenizer.ends:
                 break
@@ -267,7 +274,8 @@ def prompt_of(model: Model, messages: Sequence[dict[str, str]]) -> list[int]:
     Raises:
         GreenError: it has none, or it fails.
     """
-    return model.tokenizer.plain(template.render(model.directory, messages))
+    said = template.render(model.directory, messages)
+    return vlm.read(model.tokenizer, said, None, 0) if vlm.sees(model.directory) else model.tokenizer.plain(said)
 
 
 def room(model: Model, ids: Sequence[int], settings: Settings) -> int:

@@ -65,7 +65,10 @@ def check_asked(
         details = artifact.read(directory).manifest.details if artifact.is_artifact(directory) else {}
         does = str(details.get("task", ""))
         what = "sees images but reads no labels" if does.startswith("image-") else "does not compare images with texts"
-        raise GreenError(f"{model} {what}.", "--image and --labels are for models of the CLIP and SigLIP kind.")
+        raise GreenError(
+            f"{model} {what}.",
+            "--image with --labels is for the CLIP and SigLIP kind, --image alone for models that answer.",
+        )
     if others:
         raise GreenError(f"{model} says which label an image shows, and nothing else.", f"Ask it: {way}.")
     if image is None or labels is None:

@@ -40,11 +40,11 @@ def check_target(checkpoint: Checkpoint, recipe: Recipe, target: Target, to: For
 
 def check_runs(checkpoint: Checkpoint, left: Outcome, target: Target, runtime: Runtime, context: int | None) -> Fit:
     """The same of a checkpoint as it is, or will be, by a given runtime."""
-    from greenllm.checkpoint import GENERATION
+    from greenllm.checkpoint import GENERATION, VLM
     from greenllm.export.tensorrt import built_there
 
     refuse_kind(target, runtime, set(left.types))
-    shape = shape_of(checkpoint.config, left.parameters, generates=checkpoint.task == GENERATION)
+    shape = shape_of(checkpoint.words, left.parameters, generates=checkpoint.task in (GENERATION, VLM))
     build = runtime == "tensorrt" and built_there(target)
     return refuse_misfit(shape, target, runtime, bits=left.bits, context=wanted(shape, context), build=build)
 
@@ -71,6 +71,8 @@ def outcome(checkpoint: Checkpoint, recipe: Recipe, runtime: Runtime) -> Outcome
 
 def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Outcome:
     """Of one step; one that finds out as it runs how much it cuts counts as if it cut nothing."""
+    from greenllm.quantize.linear import weight_of
+
     n = before.parameters
     if step.name == "prune":
         return Outcome(round(step.keeps(checkpoint) or n), before.bits, before.types)
@@ -81,31 +83,11 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
         return Outcome(n, 8 if wide else 4.5, frozenset(["int8" if wide else "int4"]))
     if step.name != "quantize":
         return before
-    body = step.bits + _per_weight(step.group)
-    head = step.head_bits + _per_weight(step.head_group) if step.head_bits else dense
-    inside, outside = _parts(checkpoint, n)
-    widths = {step.bits, step.head_bits if outside else 0} - {0}
-    bits = inside * body + outside * head + (1 - inside - outside) * dense
-    return Outcome(n, bits, frozenset(_TYPES[b] for b in widths))
-
-
-def _parts(checkpoint: Checkpoint, n: int) -> tuple[float, float]:
-    """Shares of the weights in blocks, and in embedding and head; what images and clips go through first is neither."""
-    from greenllm.checkpoint import CAPTIONS, PAIRS
-    from greenllm.quantize.linear import weight_of
-    from greenllm.quantize.run import quantizable
-
-    if checkpoint.task in (PAIRS, CAPTIONS):
-        model = checkpoint.skeleton()
-        outside = sum(weight_of(model.get_submodule(m)).numel() for m in quantizable(checkpoint)[1]) / n
-    elif checkpoint.input == "pixel_values":
-        outside = 0.0
-    else:
-        outside = checkpoint.config.vocab_size * getattr(checkpoint.config, "hidden_size", 0) / n
-        outside = min(1.0, outside * (1 if checkpoint.tied else 2))
-    if checkpoint.input == "input_ids":
-        return 1 - outside, outside
-    return sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / n, outside
+    grids, model = step.grids(checkpoint), checkpoint.skeleton()
+    share = {name: weight_of(model.get_submodule(name)).numel() / checkpoint.parameters for name in grids}
+    bits = sum(share[name] * (g.bits + _per_weight(g.group)) for name, g in grids.items())
+    bits += (1 - sum(share.values())) * dense
+    return Outcome(n, bits, frozenset(_TYPES[g.bits] for g in grids.values()))
 
 
 def _per_weight(group: int) -> float:

@@ -180,10 +180,11 @@ def _check_bench(
     """Refuse before any work what the bench would refuse after it."""
     from greenllm import captions
     from greenllm.bench import captions as writing
-    from greenllm.bench import fidelity, speech, texts
+    from greenllm.bench import fidelity, sight, speech, texts
     from greenllm.bench.require import parse
     from greenllm.bench.tasks import read_all, zeroshot
     from greenllm.pairs import TASK
+    from greenllm.vlm import TASK as VLM
 
     texts.read(text)
     if pairs:
@@ -193,6 +194,8 @@ def _check_bench(
         speech.clips(found)
     if does == captions.TASK:
         writing.check_tasks(found)
+    if does == VLM:
+        sight.check_tasks(found)
     if does == TASK:
         for task in found:
             zeroshot.texts(task)

@@ -119,8 +119,10 @@ def say_result(screen: Console, done: Artifact) -> None:
     for label, path in rows.items():
         if path:
             screen.print(f"{label:16} [bold]{escape(str(path))}[/]", soft_wrap=True, highlight=False)
-    if done.manifest.details.get("task") == "text-generation" and "engine" not in done.manifest.details:
-        command = f'greenllm run {shlex.quote(str(done.path))} "Why is the sky blue?"'
+    task = done.manifest.details.get("task")
+    if task in ("text-generation", "image-text-to-text") and "engine" not in done.manifest.details:
+        question = '"Why is the sky blue?"' if task == "text-generation" else '--image photo.jpg "What is this?"'
+        command = f"greenllm run {shlex.quote(str(done.path))} {question}"
         if done.deployable.kind == "gguf":
             command = f"llama-cli -m {shlex.quote(str(done.path / 'deploy' / 'model.gguf'))}"
         screen.print(f"{'Run it':16} [bold]{escape(command)}[/]", soft_wrap=True, highlight=False)

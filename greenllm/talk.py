@@ -11,29 +11,33 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from greenllm import audio, template
+from greenllm import audio, template, vlm
 from greenllm.answer import Answer
 from greenllm.describe import Describer
 from greenllm.errors import GreenError, Interrupted
-from greenllm.generate import Model, Settings, prompt_of
+from greenllm.generate import Model, OnnxModel, Settings, prompt_of
 from greenllm.transcribe import Transcriber, Writer
 
 Message = dict[str, str]
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
-def first(model: Model, text: str, *, system: str | None, raw: bool) -> list[int]:
-    """The tokens of one question.
+def first(model: Model, text: str, *, system: str | None, raw: bool, image: Path | None = None) -> list[int]:
+    """The tokens of one question, about an image where there is one.
 
     Raises:
-        GreenError: a system prompt for a model that cannot take one, or a template that fails.
+        GreenError: a system prompt for a model that cannot take one, a template that fails, or a bad image.
     """
-    if raw or template.template(model.directory) is None:
-        if system:
-            why = "--raw leaves it out" if raw else "this model has none"
-            raise GreenError(f"A system prompt needs a chat template, and {why}.", "Leave out --system.")
-        if not raw:
-            _note("This model has no chat template: it goes on with the prompt as it is.")
+    plain = raw or template.template(model.directory) is None
+    if plain and system:
+        why = "--raw leaves it out" if raw else "this model has none"
+        raise GreenError(f"A system prompt needs a chat template, and {why}.", "Leave out --system.")
+    if plain and not raw:
+        _note("This model has no chat template: it goes on with the prompt as it is.")
+    if vlm.sees(model.directory):
+        said = vlm.question(model.tokenizer, text, seen=image is not None, system=system, raw=plain)
+        return cast("OnnxModel", model).see(image, said) if image else vlm.read(model.tokenizer, said, None, 0)
+    if plain:
         return model.tokenizer.text(text)
     return prompt_of(model, [*_told(system), {"role": "user", "content": text}])
 

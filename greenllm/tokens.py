@@ -37,8 +37,8 @@ class Tokenizer:
     @cached_property
     def ends(self) -> set[int]:
         """Tokens that end an answer, as the model's files name them."""
-        files = [read_json(self.directory / f) for f in ("generation_config.json", "config.json")]
-        told = [f.get("eos_token_id") for f in (*files, _inner(files[1]))]
+        told = [read_json(self.directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
+        told += [self._config.get("eos_token_id")]
         told += [
             read_json(self.directory / "genai_config.json").get("model", {}).get("eos_token_id"),
             self.special("eos"),
@@ -49,10 +49,16 @@ class Tokenizer:
     @cached_property
     def context(self) -> int:
         """Tokens that the model reads at once, as its files say; 2048 where they do not."""
-        config = read_json(self.directory / "config.json")
         told = [read_json(self.directory / "genai_config.json").get("model", {}).get("context_length")]
-        told += [c.get(k) for c in (config, _inner(config)) for k in ("max_position_embeddings", "n_positions")]
+        told += [self._config.get(k) for k in ("max_position_embeddings", "n_positions")]
         return next((t for t in told if isinstance(t, int) and t > 1), 2048)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """What the model's configuration says; what it says of the part that reads or writes texts goes first."""
+        config = read_json(self.directory / "config.json")
+        parts = [p for p in (config.get("text_config"), config.get("decoder")) if isinstance(p, dict)]
+        return config | parts[0] if parts else config
 
     def special(self, role: Literal["bos", "eos", "pad"]) -> int | None:
         """The token that the tokenizer's configuration gives a role."""
@@ -100,12 +106,6 @@ def start_of(directory: Path) -> int:
         if isinstance(told := read_json(directory / file).get("decoder_start_token_id"), int):
             return told
     raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does an answer begin?")
-
-
-def _inner(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that is about a decoder, where it has a part of its own."""
-    found = config.get("decoder")
-    return found if isinstance(found, dict) else {}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pairs import KINDS, LAYERS, coloured, make_pairs
-from transformers import LlavaConfig, Siglip2Config
+from transformers import LlavaNextConfig, Siglip2Config
 
 import greenllm
 from greenllm import artifact, images, pairing, pairs, pipeline, recipe
@@ -232,8 +232,8 @@ def test_a_model_that_says_too_little_is_refused(home, tmp_path):
     source.config = Siglip2Config()  # of images of any size
     with pytest.raises(GreenError, match="no image_size"):
         source.image_shape  # noqa: B018
-    LlavaConfig(architectures=["LlavaForConditionalGeneration"]).save_pretrained(tmp_path / "clip")
-    with pytest.raises(GreenError, match="'LlavaForConditionalGeneration' is not supported yet"):
+    LlavaNextConfig(architectures=["LlavaNextForConditionalGeneration"]).save_pretrained(tmp_path / "clip")
+    with pytest.raises(GreenError, match="'LlavaNextForConditionalGeneration' is not supported yet"):
         open_checkpoint(tmp_path / "clip")
 
 

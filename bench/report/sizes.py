@@ -30,5 +30,6 @@ def by_kind(results: Results) -> Picture | None:
             x += width
         told = ", ".join(f"{k} {v / total:.0%}" for k, v in row.sizes.items() if v > _LEAST * total)
         marks.append(Mark(0, _SIDE, top - 7, _SIDE, _SIDE, top, top, f"{row.name}: {number(total)} MB", told))
-    caption = f"Share of the weights' bytes by kind of tensor; from left to right {', '.join(KINDS)}."
+    there = ", ".join(k for k in KINDS if any(row.sizes.get(k) for row in rows))
+    caption = f"Share of the weights' bytes by kind of tensor; from left to right {there}."
     return Picture("sizes", "Where the bytes are", caption, _TOP + len(rows) * _ROW, marks, [], [])

@@ -19,6 +19,7 @@ from greenllm.errors import GreenError
 from greenllm.export.device.run import EXACT
 from greenllm.pairs import TEXT
 from greenllm.tokens import read_json
+from greenllm.vlm import SIGHT
 
 _CUDA = "CUDAExecutionProvider"
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
@@ -44,6 +45,10 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
         from greenllm.bench.runners.dual import OnnxDual
 
         return OnnxDual(session, open_session(text, threads), _info(directory, ""))
+    if (sight := directory / SIGHT).is_file():
+        from greenllm.bench.runners.vlm import OnnxSighted
+
+        return OnnxSighted(open_session(sight, threads), session, directory)
     outputs = [o.name for o in session.get_outputs()]
     if "pixel_values" in {i.name for i in session.get_inputs()}:
         from greenllm.bench.runners.vision import OnnxVision
@@ -118,6 +123,8 @@ def _kept(shape: list[int | str], directory: Path) -> tuple[int, int]:
 class OnnxDecoder(Decoder):
     """A causal language model: ``past…`` inputs, ``present…`` outputs in the same order, ``logits``."""
 
+    known = frozenset({"input_ids", "attention_mask", "position_ids"})  # inputs beside the cache
+
     def __init__(self, session: ort.InferenceSession, directory: Path, adapter: Path | None = None) -> None:
         self.session = session
         self._worn = ort.AdapterFormat.read_adapter(str(adapter)).get_parameters() if adapter else {}
@@ -125,7 +132,7 @@ class OnnxDecoder(Decoder):
         self._outputs = [o.name for o in session.get_outputs()]
         self._pasts = [n for n in self._inputs if n.startswith("past")]
         self._presents = [n for n in self._outputs if n.startswith("present")]
-        unknown = set(self._inputs) - set(self._pasts) - {"input_ids", "attention_mask", "position_ids"}
+        unknown = set(self._inputs) - set(self._pasts) - self.known
         if unknown or len(self._pasts) != len(self._presents):
             raise GreenError(
                 f"{directory}: this graph's inputs {sorted(unknown)} or its cache "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from greenllm import audio, images
+from greenllm import audio, images, merge
 from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
 from greenllm.blocks import blocks_of
@@ -23,6 +23,7 @@ from greenllm.checkpoint import (
     IMAGES,
     PAIRS,
     SPEECH,
+    VLM,
     WRITING,
     Checkpoint,
     open_checkpoint,
@@ -53,6 +54,10 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
         from greenllm.bench.runners.torch_dual import TorchDual
 
         return TorchDual(checkpoint, model)
+    if checkpoint.task == VLM:
+        from greenllm.bench.runners.torch_vlm import TorchSighted
+
+        return TorchSighted(checkpoint, model)
     kinds: dict[str, Any] = {
         GENERATION: TorchDecoder, SPEECH: TorchListener, CAPTIONS: TorchCaptioner,
         **dict.fromkeys(IMAGES, TorchVision),
@@ -65,9 +70,11 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
     notes = [f"torch {dtype}, attention {getattr(model.config, '_attn_implementation', 'default')}"]
     if checkpoint.quantized:
         notes.append("packed weights were dequantized to run in torch: their size is real, their speed is not")
-    vocabulary = int(checkpoint.words.vocab_size) if checkpoint.task in (GENERATION, *WRITING) else 0
+    vocabulary = int(checkpoint.words.vocab_size) if checkpoint.task in (GENERATION, *WRITING, VLM) else 0
     parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
     read = 0 if checkpoint.task == PAIRS else _read_by_a_token(model)
+    if checkpoint.task == VLM:  # what sees is done with before the first token
+        read -= sum(p.nbytes for part in merge.towers(model)[:2] for p in part.parameters())
     return Info(checkpoint.task, checkpoint.path, vocabulary, parameters, notes, read)
 
 
@@ -140,7 +147,7 @@ class TorchDecoder(_Blocks, Decoder):
     @torch.no_grad()
     def _forward(self, batch: list[list[int]]) -> list[int]:
         ids = torch.tensor(batch, device=self.model.device)
-        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last)
+        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._last, **self._seen(batch))
         self._cache = out.past_key_values
         found: list[int] = out.logits[:, -1].argmax(-1).tolist()
         return found
@@ -150,8 +157,14 @@ class TorchDecoder(_Blocks, Decoder):
         """See :class:`greenllm.bench.runners.Runner`."""
         self._cache = None
         ids = torch.tensor([tokens], device=self.model.device)
-        found: NDArray[np.float32] = self.model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
+        out = self.model(input_ids=ids, use_cache=False, **self._seen([tokens]))
+        found: NDArray[np.float32] = out.logits[0].float().cpu().numpy()
         return found
+
+    def _seen(self, batch: list[list[int]]) -> dict[str, torch.Tensor]:
+        """What a model that sees is given beside a prompt's tokens."""
+        del batch
+        return {}
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
@@ -237,16 +250,13 @@ class _Sight:
 
     @cached_property
     def _processor(self) -> Any:
-        from greenllm.export.vision import their_processor
+        from greenllm.export.vision import processor_of
 
-        found = their_processor(self.info.directory)
-        if found is None:
-            raise GreenError(f"{self.info.directory} has no {images.PROCESSOR}: image files cannot be made pixels.")
-        return found
+        return processor_of(self.info.directory)
 
     def pixels(self, files: Sequence[str]) -> images.Pixels:
         """See :class:`greenllm.bench.runners.Runner`."""
-        return images.read(files, lambda i: self._processor(i, return_tensors="np")["pixel_values"][0])
+        return images.read(files, self._processor)
 
 
 class TorchVision(_Sight, Encoder):

@@ -20,6 +20,7 @@ from greenllm.bench.tasks.flips import Said, flips
 from greenllm.bench.tasks.items import (
     Captioned,
     Item,
+    Looked,
     Opening,
     Pair,
     Picture,
@@ -40,8 +41,9 @@ def _captioned(session: Session, who: Contender, task: Task, *, chat: bool) -> l
     return ask(session, who, task, chat=chat)
 
 
-_ASK = {Item: choice.ask, Question: answer.ask, Picture: picture.ask, Utterance: speech.ask, Pair: stereotypes.ask,
-        Captioned: _captioned, Unclear: unclear.ask, Prompt: refusal.ask, Opening: toxicity.ask}  # fmt: skip
+_ASK = {Item: choice.ask, Question: answer.ask, Looked: answer.ask, Picture: picture.ask, Utterance: speech.ask,
+        Pair: stereotypes.ask, Captioned: _captioned, Unclear: unclear.ask, Prompt: refusal.ask,
+        Opening: toxicity.ask}  # fmt: skip
 
 
 def run(session: Session, task: Task, *, chat: bool = False) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import string
 
+from greenllm import vlm
 from greenllm.bench.results import TaskResult
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks.flips import Said
 from greenllm.bench.tasks.groups import subgroups
-from greenllm.bench.tasks.items import Question, Task
+from greenllm.bench.tasks.items import Looked, Question, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.bench.texts import Tokens
 from greenllm.template import ask as ask_chat
@@ -36,7 +37,11 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     items = [i for i in task.items if isinstance(i, Question)]
     for item in items:
         context = item.context.rstrip()
-        prompt = tokens.plain(ask_chat(tokens.directory, context)) if chat else tokens.text(context)
+        if isinstance(item, Looked):
+            prompt = who.model.call("see", str(item.file), vlm.question(tokens, context, seen=True, raw=not chat))
+            context = f"{item.file}: {context}"
+        else:
+            prompt = tokens.plain(ask_chat(tokens.directory, context)) if chat else tokens.text(context)
         answer = who.model.call("answer", prompt, _MOST, ["\n"])
         good = normal(answer) in {normal(a) for a in item.answers}
         said.append(Said(context, int(good), answer, good))

@@ -10,6 +10,7 @@ question, choices, label (or answerKey)   ARC: "Question: …" and "Answer:", as
 question, passage, answer                 BoolQ: passage, "Question: …?" and "Answer:", as lm-eval's ``boolq``
 text, label                               classification: "Text: …" and "Label:"; the labels of all rows to choose from
 image, label                              image classification: a path relative to the file, and the class
+image, question, answer (or answers)      a free answer about an image: the image, and the question as it is
 image, caption (or captions)              captions: a path relative to the file, and what is said of the image: what a
                                           model writes is compared with it, or it is what one that compares finds
 context (or prompt), answer (or answers)  a free answer: the context as it is
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from greenllm.bench.tasks import published
-from greenllm.bench.tasks.items import Captioned, Entry, Item, Labelled, Picture, Question, Utterance
+from greenllm.bench.tasks.items import Captioned, Entry, Item, Labelled, Looked, Picture, Question, Utterance
 
 
 def _plain(row: dict[str, Any]) -> Item:
@@ -89,10 +90,18 @@ def _free(row: dict[str, Any]) -> Question:
     asks = "question" in row
     plain = row["context"] if "context" in row else row.get("prompt")
     parts = ("Question: ", _text(row["question"]), "\nAnswer:") if asks else ("", _text(plain), "")
+    return Question("".join(parts), _answers(row), parts=parts)
+
+
+def _looked(row: dict[str, Any]) -> Looked:
+    return Looked(_text(row["question"]), _answers(row), file=Path(_text(row["image"])))
+
+
+def _answers(row: dict[str, Any]) -> tuple[str, ...]:
     given = row["answers"] if "answers" in row else [row["answer"]]
     if not isinstance(given, list) or not given:
         raise TypeError("its answers are no list of one or more")
-    return Question("".join(parts), tuple(map(_text, given)), parts=parts)
+    return tuple(map(_text, given))
 
 
 def _utterance(row: dict[str, Any]) -> Utterance:
@@ -135,6 +144,8 @@ FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
     ("prompt", "label"): published.prompt,
     ("prompt", "continuation"): published.opening,
     ("audio", "text"): _utterance,
+    ("image", "question", "answer"): _looked,
+    ("image", "question", "answers"): _looked,
     ("image", "label"): _picture,
     ("image", "caption"): _captioned,
     ("image", "captions"): _captioned,

@@ -105,6 +105,15 @@ class Question(Grouped):
 
 
 @dataclass(frozen=True)
+class Looked(Question):
+    """A question about an image file, and the answers that are right; ``where`` is its file and line."""
+
+    key: ClassVar[str] = "image"
+    file: Path = Path()
+    where: str = ""
+
+
+@dataclass(frozen=True)
 class Picture(Grouped):
     """An image file and its class, a name or an index; ``where`` is its file and line, ``noise`` what is put on it.
 
@@ -143,7 +152,7 @@ class Utterance(Grouped):
     noise: float = 0.0
 
 
-Entry: TypeAlias = "Item | Pair | Prompt | Opening | Question | Picture | Captioned | Utterance"
+Entry: TypeAlias = "Item | Pair | Prompt | Opening | Question | Looked | Picture | Captioned | Utterance"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from greenllm.bench.tasks.items import (
     Entry,
     Item,
     Labelled,
+    Looked,
     Opening,
     Pair,
     Picture,
@@ -58,12 +59,12 @@ def read(path: Path | str, limit: int = 0) -> Task:
     items = _of_one_kind(path, found)
     chosen = items if not 0 < limit < len(items) else spread(sorted(items, key=lambda i: i.stratum), limit)
     for item in chosen:
-        if isinstance(item, Picture | Captioned | Utterance):
+        if isinstance(item, Looked | Picture | Captioned | Utterance):
             _look(item)
     return Task(f"{path.absolute().parent.name}/{path.stem}", chosen, len(items))
 
 
-def _look(item: Picture | Captioned | Utterance) -> None:
+def _look(item: Looked | Picture | Captioned | Utterance) -> None:
     """Open a file, so that a damaged one is told before anything is measured."""
     try:
         if not isinstance(item, Utterance):
@@ -111,9 +112,11 @@ def _item(path: Path, where: str, row: dict[str, Any]) -> Entry | Labelled:
         if not isinstance(row["group"], (str, int)):
             raise GreenError(f"{where}: its group {row['group']!r} is no name.", "Give a text or a number.")
         item = replace(item, group=str(row["group"]).strip())
-    if isinstance(item, Picture | Captioned | Utterance):
+    if isinstance(item, Looked | Picture | Captioned | Utterance):
         if isinstance(item, Captioned) and not all(item.captions):
             raise GreenError(f"{where}: its caption is empty.")
+        if isinstance(item, Looked) and not all(t.strip() for t in _told(item)):
+            raise GreenError(f"{where}: an empty question or answer cannot be scored.")
         return replace(item, file=artifact.placed(path.parent, row[item.key], where, item.key), where=where)
     if not all(t.strip() for t in _told(item)):
         raise GreenError(f"{where}: an empty context, choice or answer cannot be scored.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from greenllm import __version__
 from greenllm.blocks import stacks_of
-from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SPEECH, Checkpoint
+from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SPEECH, VLM, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
@@ -127,6 +127,10 @@ def _nothing(checkpoint: Checkpoint) -> Tensor | list[Batch]:
         from greenllm import captioning
 
         return captioning.blank(checkpoint)
+    if checkpoint.task == VLM:
+        from greenllm import looking
+
+        return looking.blank(checkpoint)
     if checkpoint.task in IMAGES:
         return torch.zeros(1, *checkpoint.image_shape)
     return torch.zeros(1, 8, dtype=torch.int64)
@@ -221,7 +225,7 @@ class Quantizer:
             head: torch.stack([x.T @ x for x in walk.head_inputs(walk.model.get_submodule(head))]).sum(0)
             for head in heads
         }
-        if self.checkpoint.tied and heads:
+        if self.checkpoint.tied and self.checkpoint.head in found:
             H = found[self.checkpoint.head]
             H += _LOOKUP * H.diagonal().mean() * torch.eye(len(H))
         return found
@@ -235,7 +239,7 @@ class Quantizer:
                 done |= {name, name.rpartition(".")[0] + ".weight"}
                 yield name, tensor
         for module in self.outside:
-            source = checkpoint.embedding if checkpoint.tied else module
+            source = checkpoint.embedding if checkpoint.tied and module == checkpoint.head else module
             packed = self.rounding(checkpoint.tensor(f"{source}.weight"), moments.get(module), self.grids[module])
             yield from layout(checkpoint, module, packed)
             done |= {f"{module}.weight", f"{source}.weight"}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm.checkpoint import WRITING, Checkpoint
+from greenllm.checkpoint import VLM, WRITING, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import Kind
 from greenllm.quantize.grid import Grid
@@ -44,6 +44,9 @@ class Quantize:
     act_order: bool = Field(True, description="gptq: round the inputs that matter most first")
     damp: float = Field(0.01, gt=0, le=1, description="gptq: share of the mean diagonal added to the Hessian")
     polish: int = Field(1, ge=0, le=20, description="gptq: turns of solving for scales and improving codes afterwards")
+    parts: str = Field(
+        "", description="other bits of what begins with a name, 0 leaves it: model.vision_tower=8 model.projector=0"
+    )
     head_bits: Literal[0, 2, 3, 4, 8] = Field(4, description="bits of embedding and head; 0 leaves them as they are")
     head_group: int = Field(32, ge=-1, description="inputs that share a scale in embedding and head")
 
@@ -60,9 +63,13 @@ class Quantize:
     def grids(self, checkpoint: Checkpoint) -> Grids:
         """The grid of each module that becomes integers."""
         inside, outside = quantizable(checkpoint)
-        wanted = dict.fromkeys(inside, (self.bits, self.group))
+        wanted: dict[str, tuple[int, int]] = dict.fromkeys(inside, (self.bits, self.group))
         if self.head_bits:
             wanted |= dict.fromkeys(outside, (self.head_bits, self.head_group))
+        for beginning, bits in self._parts():
+            for name in [n for n in (*inside, *outside) if n.startswith(beginning)]:
+                wanted[name] = (bits, self.head_group if name in outside else self.group)
+        wanted = {name: w for name, w in wanted.items() if w[0]}
         model = checkpoint.skeleton()
 
         def grid(name: str, bits: int, group: int) -> Grid:
@@ -72,13 +79,35 @@ class Quantize:
 
         return {name: grid(name, *w) for name, w in wanted.items()}
 
+    def _parts(self) -> list[tuple[str, int]]:
+        """Beginnings of names with the bits of what they name.
+
+        Raises:
+            GreenError: something else is written.
+        """
+        found = []
+        for rule in self.parts.split():
+            beginning, _, bits = rule.partition("=")
+            if not beginning or bits not in ("0", "2", "3", "4", "8"):
+                raise GreenError(f"parts: {rule!r} does not say whose bits are 0, 2, 3, 4 or 8.", "NAME=8 NAME=0")
+            found.append((beginning, int(bits)))
+        return found
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse weights that are integers already and group sizes that do not divide, by layer name."""
+        names = [n for part in quantizable(checkpoint) for n in part]
+        if other := next((b for b, _ in self._parts() if not any(n.startswith(b) for n in names)), None):
+            raise GreenError(
+                f"parts: nothing that is quantized has a name that begins with {other!r}.",
+                f"There are {', '.join(sorted({'.'.join(n.split('.')[:2]) for n in names}))}.",
+            )
+        if not self.grids(checkpoint):
+            raise GreenError("parts leaves everything as it is.", "Quantize something, or leave the step out.")
         if self.awq and self.smooth:
             raise GreenError("awq and smooth both scale the inputs.", "Choose one of --awq and --smooth.")
-        if checkpoint.task in WRITING and (self.awq or self.smooth or self.activations != "float"):
+        if checkpoint.task in (*WRITING, VLM) and (self.awq or self.smooth or self.activations != "float"):
             raise GreenError(
-                "Of an encoder beside a decoder weights alone become integers.",
+                f"Of a model that does {checkpoint.task} weights alone become integers.",
                 "Leave out --awq, --smooth and --activations.",
             )
         check_grids(checkpoint, self.grids(checkpoint), dict.fromkeys(quantizable(checkpoint)[1], "head-group"))
@@ -103,9 +132,9 @@ def estimate(checkpoint: Checkpoint, tokens: int, *, head: bool) -> Estimate:
     layers = list(quantizable(checkpoint)[0].values())
     weights = sum(weight_of(m).numel() for m in layers)
     columns = sum(weight_of(m).shape[1] for m in layers)
-    d = int(getattr(checkpoint.config, "hidden_size", weight_of(layers[0]).shape[1]))
+    d = int(getattr(checkpoint.words, "hidden_size", weight_of(layers[0]).shape[1]))
     outside = checkpoint.parameters - weights
-    blocks = int(getattr(checkpoint.config, "num_hidden_layers", 1))
+    blocks = int(getattr(checkpoint.words, "num_hidden_layers", 1))
     peak = BASE_BYTES + 4 * outside * (1 + head) + 16 * weights / blocks + 8 * tokens * d
     tokens = min(tokens, MOST_TOKENS)
     if not tokens:

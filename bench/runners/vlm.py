@@ -1,0 +1,77 @@
+"""A model that answers about images in ONNX Runtime: one graph sees, another reads and writes. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from greenllm import images, vlm
+from greenllm.bench.runners.onnxruntime import OnnxDecoder
+from greenllm.errors import GreenError
+from greenllm.tokens import Tokenizer
+
+SEEN = "image_embeds"
+
+
+class OnnxSighted(OnnxDecoder):
+    """Two graphs as :mod:`greenllm.export.vlm` makes them.
+
+    Args:
+        sight: ``pixel_values`` to ``image_embeds`` [B, N, H].
+        session: a decoder that takes these, for N tokens or for none.
+        directory: of both.
+
+    Raises:
+        GreenError: other inputs or outputs than greenllm's exports have.
+    """
+
+    known = OnnxDecoder.known | {SEEN}
+
+    def __init__(self, sight: ort.InferenceSession, session: ort.InferenceSession, directory: Path) -> None:
+        super().__init__(session, directory)
+        self.sight = sight
+        (given, *more), (found, *others) = sight.get_inputs(), sight.get_outputs()
+        _, self._each, self._width = found.shape
+        taken = self._inputs[SEEN].shape if SEEN in self._inputs else []
+        named = (given.name, found.name) == ("pixel_values", SEEN) and not more and not others
+        if not named or not isinstance(self._each, int) or taken[2:] != [self._width]:
+            raise GreenError(
+                f"{directory}: {vlm.SIGHT} gives {found.name} {found.shape}, model.onnx takes {SEEN} {taken}: they do "
+                "not belong together."
+            )
+        read = sum(f.stat().st_size for f in directory.glob("model.onnx*"))  # by a token: nothing of what sees
+        self.info = replace(self.info, task=vlm.TASK, weights=read)
+        self._pixels = tuple(given.shape[1:])
+
+    @cached_property
+    def _reads(self) -> tuple[Tokenizer, images.Processor]:
+        return Tokenizer(self.info.directory), images.Processor(self.info.directory)
+
+    def see(self, file: str, said: str) -> vlm.Prompt:
+        """A question about an image file, see :func:`greenllm.vlm.read`."""
+        tokenizer, processor = self._reads
+        pixels = images.read([file], processor)[0]
+        if pixels.shape != self._pixels:
+            raise GreenError(f"{processor.file} makes pixels of {pixels.shape}; the model takes {self._pixels}.")
+        return vlm.read(tokenizer, said, pixels, self._each)
+
+    def _feed(self, batch: list[list[int]], *, every: bool) -> dict[str, ort.OrtValue]:
+        return super()._feed(batch, every=every) | {SEEN: ort.OrtValue.ortvalue_from_numpy(self._seen(batch))}
+
+    def _seen(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """Vectors of the images of prompts [B, N, H]; N is 0 where they have none."""
+        pixels = [p.pixels for p in batch if isinstance(p, vlm.Prompt) and p.pixels is not None]
+        if not pixels:
+            return np.zeros((len(batch), 0, self._width), np.float32)
+        found: NDArray[np.float32] = self.sight.run([SEEN], {"pixel_values": np.stack(pixels)})[0]
+        return found
+
+    def close(self) -> None:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        super().close()
+        del self.sight
