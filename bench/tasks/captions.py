@@ -47,7 +47,7 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
         session.progress.advance(len(task.items) / len(images))
     base = session.rows[0].tasks.get(task.name)
     scores = judge(written, list(images.values()), base.written if base else None)
-    note = f"{len(images)} images, {len(task.items)} captions of them"
+    note = f"{len(images)} images, {sum(map(len, images.values()))} captions of them"
     who.row.tasks[task.name] = TaskResult(total=task.total, chance=None, scores=scores, note=note, written=written)
     return [
         Said(str(file), zlib.crc32(text.lower().encode()), text, text.lower() in {t.lower() for t in told})
