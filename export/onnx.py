@@ -23,6 +23,7 @@ from greenllm.errors import GreenError
 from greenllm.export import dual, speech, vlm
 from greenllm.export.fused import fuse_attention, keep_norms
 from greenllm.export.last_position import cut_to_last_position
+from greenllm.export.names import name_weights
 from greenllm.export.quantized import Quantized, join, quantize_graph
 from greenllm.export.targets import Target
 from greenllm.export.vision import vision, write_processor
@@ -124,6 +125,8 @@ def export_graph(
     try:
         for name, wrapper, example, names in parts:
             _write(wrapper, example, names, path.with_name(name))
+            if checkpoint.task == VLM:  # a report tells the bytes of its parts by their names
+                name_weights(path.with_name(name))
             if fused:
                 keep_norms(path.with_name(name))
     except Exception as e:

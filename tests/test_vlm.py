@@ -217,8 +217,11 @@ def test_bench_counts_right_answers_about_images(home, int8, tmp_path):
     assert next(iter(after.tasks.values())).main.against is not None
     assert after["kl"].value < 0.05  # of text alone
     assert before["decode"].unit == "tokens/s"
-    assert {"vision", "projector", "embedding"} <= set(after.sizes)
-    assert sum(after.sizes.values()) < 0.4 * sum(before.sizes.values())
+    for row, share in ((before, 1), (after, 0.4)):
+        assert {"vision", "projector", "attention", "MLP"} <= set(row.sizes)
+        for kind in ("projector", "attention", "MLP"):
+            assert row.sizes[kind] < 1.1 * share * before.sizes[kind]
+    assert after.sizes["MLP"] > 2 * after.sizes["other"]
     text = (tmp_path / "r/report.md").read_text()
     assert "An image and a prompt of" in text
 
