@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from greenllm.audio import WINDOW
 from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, SPEECH, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import dual, speech
@@ -207,7 +208,7 @@ def _encoder(model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Nam
 
 def _dynamic(name: str) -> dict[int, Any]:
     auto = torch.export.Dim.DYNAMIC
-    if name == "pixel_values":
+    if name in ("pixel_values", WINDOW):
         return {0: auto}
     return {0: auto, 2: auto} if name.startswith("past_key_values") else {0: auto, 1: auto}
 

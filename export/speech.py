@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greenllm import audio
-from greenllm.audio import ENCODER
+from greenllm import audio, script
+from greenllm.audio import ENCODER, WINDOW
 from greenllm.checkpoint import Checkpoint
-from greenllm.errors import GreenError
+from greenllm.export.log_mel import LogMel
+from greenllm.features import WAVEFORM, Features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,16 +39,22 @@ class Heard:
 
 
 class Ears(nn.Module):
-    """A clip [B, samples] to keys and values of each cross attention in turn, [B, heads, T, width]."""
+    """A clip [B, samples] to keys and values of each cross attention in turn, [B, heads, T, width].
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: the transcriber.
+        front: makes of the clip what it hears.
+    """
+
+    def __init__(self, model: PreTrainedModel, front: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.front = front
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         model: Any = self.model
-        states = model.get_encoder()(inputs[0])[0]
+        states = model.get_encoder()(self.front(inputs[0]))[0]
         # one token has the decoder fill its cache; all of it but keys and values of the clip leaves the graph again
         first = torch.zeros(len(inputs[0]), 1, dtype=torch.int64)
         out = model.get_decoder()(input_ids=first, encoder_hidden_states=states, use_cache=True)
@@ -87,16 +94,11 @@ def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
     """Of each graph its file, the function, an example of its inputs, and names of inputs and outputs (Optimum's).
 
     Raises:
-        GreenError: it hears something else than the waveform itself.
+        GreenError: see :class:`greenllm.features.Features`.
     """
-    if model.main_input_name != checkpoint.input:
-        raise GreenError(
-            f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
-            "Models of speech that read waveforms (Moonshine) are exported; spectra (Whisper) are not made here yet.",
-        )
-    audio.check_rate(checkpoint.path)
-    clips = torch.from_numpy(_noise(2 * audio.RATE)).reshape(2, -1)
-    ears, pen = Ears(model), Pen(model)
+    extractor, window = Features(checkpoint).extractor, script.of(checkpoint.path).window
+    clips = torch.from_numpy(_noise(2 * (window or audio.RATE))).reshape(2, -1)
+    ears, pen = Ears(model, LogMel(extractor) if extractor else nn.Identity()), Pen(model)
     clip = [t.clone() for t in ears(clips)]
     own = [t[:, :, :3].clone() for t in clip]
     ids = torch.ones(2, 5, dtype=torch.int64)
@@ -107,30 +109,34 @@ def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
 
     past = [*names("past_key_values", "decoder"), *names("past_key_values", "encoder")]
     return [
-        (ENCODER, ears, (clips,), (["input_values"], names("present", "encoder"))),
+        (ENCODER, ears, (clips,), ([WINDOW if window else WAVEFORM], names("present", "encoder"))),
         (DECODER, pen, (ids, *own, *clip), (["input_ids", *past], ["logits", *names("present", "decoder")])),
     ]
 
 
 def sample(checkpoint: Checkpoint) -> Heard:
     """Two seconds that fall as 1/f, as speech does, and any tokens."""
-    ids = np.random.default_rng(0).integers(int(checkpoint.config.vocab_size), size=_TOKENS)
+    count = min(_TOKENS, script.of(checkpoint.path).room or _TOKENS)
+    ids = np.random.default_rng(0).integers(int(checkpoint.config.vocab_size), size=count)
     ids[0] = int(checkpoint.config.decoder_start_token_id)
     return Heard(_noise(2 * audio.RATE), ids)
 
 
 @torch.no_grad()
-def in_torch(model: PreTrainedModel, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Keys and values of the clip, all in one row, and logits [T, V]."""
-    clip, ids = torch.from_numpy(heard.clip)[None], torch.from_numpy(heard.ids)[None]
-    out = model(input_values=clip, decoder_input_ids=ids, use_cache=True)
+def in_torch(checkpoint: Checkpoint, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Keys and values of the clip, all in one row, and logits [T, V]; spectra are transformers' own."""
+    model: Any = checkpoint.load_model()
+    ids = torch.from_numpy(heard.ids)[None]
+    out = model(**Features(checkpoint)(heard.clip), decoder_input_ids=ids, use_cache=True)
     kept = flat(out.past_key_values.cross_attention_cache)
     return torch.cat([t.flatten() for t in kept]).numpy(), out.logits[0].numpy()
 
 
 def in_graphs(encoder: Any, decoder: Any, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The same of two sessions: all tokens but the last are written at once, those one by one through the cache."""
-    clip = encoder.run(None, {"input_values": heard.clip[None]})
+    (sound,) = encoder.get_inputs()
+    given = np.pad(heard.clip, (0, max(0, sound.shape[1] - len(heard.clip)) if sound.name == WINDOW else 0))
+    clip = encoder.run(None, {sound.name: given[None]})
     names = [i.name for i in decoder.get_inputs()]
     own: list[Any] = [np.zeros((*t.shape[:2], 0, t.shape[3]), t.dtype) for t in clip]
     logits = []

@@ -32,6 +32,9 @@ def run(
     clip: Annotated[
         Path | None, typer.Option("--audio", help="transcribers: the file to hear (.wav, .flac, .ogg …)")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="transcribers of several languages: what is spoken (en); default: what they hear")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="models for images and texts: the file to look at")] = None,
     labels: Annotated[
         str | None, typer.Option(help="with --image: what it may show, by commas; the prompt is what is read: a {}")
@@ -56,9 +59,10 @@ def run(
         if asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
             match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
             return
-        transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others)
+        transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others, language=language)
         if clip is not None:
-            heard, listener = audio.read(clip), transcribe.Transcriber(directory, threads=threads)
+            heard = audio.read(clip, transcribe.longest(directory))
+            listener = transcribe.Transcriber(directory, threads=threads, language=language)
             if talk.transcribe(listener, heard, max_tokens).finish is None:
                 raise typer.Exit(130)
             return

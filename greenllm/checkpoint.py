@@ -31,7 +31,7 @@ IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature
 SPEECH = "automatic-speech-recognition"
 PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
 SEEING = (*IMAGES, PAIRS)
-_INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
+_INPUTS = dict.fromkeys(SEEING, "pixel_values")  # speech: the model's own; text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -85,7 +85,9 @@ class Checkpoint:
 
     @property
     def input(self) -> str:
-        """What the model is called with: "input_ids", "pixel_values" or "input_values"."""
+        """What the model is called with: "input_ids", "pixel_values", "input_values" or "input_features"."""
+        if self.task == SPEECH:
+            return str(_class(self.task, self.config).main_input_name)
         return _INPUTS.get(self.task, "input_ids")
 
     @property

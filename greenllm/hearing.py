@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from greenllm import audio
+from greenllm import audio, script
 from greenllm.bench.tasks import read
 from greenllm.bench.tasks.items import Utterance
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export.device.run import pieces
+from greenllm.features import Features
 from greenllm.progress import Progress
 
-Batch = dict[str, Tensor]  # "input_values" [1, samples], "decoder_input_ids" [1, tokens]
+Batch = dict[str, Tensor]  # "input_values" [1, samples] or "input_features", "decoder_input_ids" [1, tokens]
 _BLANK = 8  # tokens
 
 
@@ -36,7 +38,7 @@ def clips(source: str, count: int) -> list[Path]:
 
 
 def samples(checkpoint: Checkpoint, source: str, count: int, progress: Progress) -> list[Batch]:
-    """One batch a clip; the texts of the file are not used, but the model's own words.
+    """One batch a clip, or a window of one; the texts of the file are not used, but the model's own words.
 
     Raises:
         GreenError: see :func:`clips`.
@@ -47,21 +49,21 @@ def samples(checkpoint: Checkpoint, source: str, count: int, progress: Progress)
     files = clips(source, count)
     progress.stage("hearing calibration clips", len(files))
     runner = TorchListener(checkpoint, checkpoint.load_model())
-    ends, start = Tokens(checkpoint.path).ends, int(checkpoint.config.decoder_start_token_id)
-    found = []
+    ends, found = Tokens(checkpoint.path).ends, []
     for file in files:
-        clip, ids = audio.read(file), [start]
-        heard: Any = clip  # what a transcriber is prompted with
-        for token in runner.stream(heard, audio.most_tokens(clip)):
-            if token in ends:
-                break
-            ids.append(token)
-        found.append({"input_values": torch.from_numpy(clip)[None], "decoder_input_ids": torch.tensor([ids])})
+        for clip in pieces(audio.read(file), runner.script.window):
+            words: list[int] = []
+            for token in runner.stream(clip, script.most_tokens(clip, runner.script)):
+                if token in ends:
+                    break
+                words.append(token)
+            ids = torch.tensor([[*runner.prompt, *words]])
+            found.append({**runner.features(clip), "decoder_input_ids": ids})
         progress.advance()
     return found
 
 
 def blank(checkpoint: Checkpoint) -> list[Batch]:
     """A second of silence, for a walk that looks at weights alone."""
-    start = int(checkpoint.config.decoder_start_token_id)
-    return [{"input_values": torch.zeros(1, audio.RATE), "decoder_input_ids": torch.full((1, _BLANK), start)}]
+    ids = torch.full((1, _BLANK), script.of(checkpoint.path).start[0])
+    return [{**Features(checkpoint)(np.zeros(audio.RATE, np.float32)), "decoder_input_ids": ids}]

@@ -48,17 +48,20 @@ def say(model: Model, ids: list[int], settings: Settings) -> Answer:
 
 def transcribe(model: Transcriber, clip: NDArray[np.float32], most: int | None) -> Answer:
     """The same of what is said in a clip, float32 [samples], in ``most`` tokens at most."""
-    answer = _show(Answer(model, cast("list[int]", clip), Settings(most)))
+    answer = _show(Answer(model, cast("list[int]", clip), Settings(most)), spaced=False)
     seconds, took = len(clip) / audio.RATE, answer.reading + answer.writing
     ends = {None: "; interrupted.", "length": "; cut there.", "stop": "."}[answer.finish]
     _note(f"{seconds:.1f} s heard in {took:.2f} s, {len(answer.tokens)} tokens written{ends}")
     return answer
 
 
-def _show(answer: Answer) -> Answer:
+def _show(answer: Answer, *, spaced: bool = True) -> Answer:
+    """Write it while it comes; not ``spaced``: without the space that Whisper's first word begins with."""
     with contextlib.suppress(Interrupted):
         for piece in answer:
-            sys.stdout.write(piece)
+            shown = piece if spaced else piece.lstrip()
+            spaced = spaced or bool(shown)
+            sys.stdout.write(shown)
             sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from greenllm import audio
+from greenllm import audio, script
 from greenllm.errors import GreenError
 from greenllm.generate import Settings, onnx_runner
 from greenllm.tokens import Tokenizer
@@ -16,23 +16,29 @@ class Transcriber:
     """A transcriber that is loaded; in :class:`greenllm.answer.Answer` it stands where a text generator does.
 
     Raises:
-        GreenError: it cannot be loaded, or hears another rate.
+        GreenError: it cannot be loaded, hears another rate, or does not know the language.
     """
 
-    def __init__(self, directory: Path, *, threads: int | None = None) -> None:
+    def __init__(self, directory: Path, *, threads: int | None = None, language: str | None = None) -> None:
         self.directory = directory
         self.tokenizer = Tokenizer(directory)
         self.context = self.tokenizer.context
         self.reused = 0
         self._runner = onnx_runner(directory, threads)
+        self._runner.script = self.script = script.of(directory, language)
 
     def answer(self, ids: Any, settings: Settings) -> Iterator[int | None]:
         """Tokens of the transcript of a clip, float32 [samples], the one that ends it included."""
-        most = audio.most_tokens(ids)
+        most = script.most_tokens(ids, self.script)
         for token in self._runner.stream(ids, min(most, settings.max_tokens or most)):
             yield token
             if token in self.tokenizer.ends:
                 break
+
+
+def longest(directory: Path) -> float:
+    """Seconds of a clip at most: what is heard at once should be sentences, what is heard by windows an hour."""
+    return audio.HOUR if script.of(directory).window else audio.LONGEST
 
 
 def hears(directory: Path) -> bool:
@@ -40,7 +46,9 @@ def hears(directory: Path) -> bool:
     return (directory / audio.ENCODER).is_file()
 
 
-def check_asked(model: str, *, able: bool, clip: Path | None, prompt: str | None, others: bool) -> None:
+def check_asked(
+    model: str, *, able: bool, clip: Path | None, prompt: str | None, others: bool, language: str | None = None
+) -> None:
     """Refuse what a model is not asked.
 
     Args:
@@ -49,6 +57,7 @@ def check_asked(model: str, *, able: bool, clip: Path | None, prompt: str | None
         clip: the audio file.
         prompt: what else it is asked.
         others: whether options of text generators were given.
+        language: that it should hear.
 
     Raises:
         GreenError: a clip for a model of text, or text for one that hears; or nothing at all.
@@ -58,5 +67,7 @@ def check_asked(model: str, *, able: bool, clip: Path | None, prompt: str | None
         raise GreenError(f"{model} writes what it hears; it takes a clip alone.", f"Give it one: {way}.")
     if not able and clip is not None:
         raise GreenError(f"{model} does not hear: there is nothing that it does with {clip}.", f"Ask it: {way}.")
+    if language and not able:
+        raise GreenError(f"{model} does not hear: --language says nothing to it.", f"Ask it: {way}.")
     if clip is None and prompt is None:
         raise GreenError(f"There is nothing for {model} to do.", f"Give it {'a clip' if able else 'a prompt'}: {way}.")

@@ -1,27 +1,62 @@
-"""A transcriber in ONNX Runtime: one graph hears a clip, another writes its words. No torch."""
+"""Transcribers: what those in torch and in ONNX Runtime have in common, and the latter. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
+from numpy.typing import NDArray
 
-from greenllm import audio
+from greenllm import audio, script
 from greenllm.bench.runners import Decoder, Info
 from greenllm.errors import GreenError
-from greenllm.tokens import read_json
+from greenllm.export.device import run
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 _TASK = "automatic-speech-recognition"
 
 
-class OnnxListener(Decoder):
+class Scribe(run.Scribe, Decoder):
+    """A prompt is a clip, float32 [samples]; a long one is heard window by window, its first alone by ``prefill``."""
+
+    def prefill(self, tokens: Any, answer: int) -> int:
+        """Hear a window and write the first token; see :class:`greenllm.bench.runners.Runner`."""
+        del answer  # the cache grows
+        return int(self.begin(tokens).argmax())
+
+    def step(self, token: int) -> int:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return int(self.follow(token).argmax())
+
+    def stream(self, tokens: Any, answer: int) -> Iterator[int]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return self.write(tokens, answer)
+
+    def logits(self, tokens: list[int]) -> Any:
+        """Nothing is predicted without a clip."""
+        raise NotImplementedError(f"a transcriber has no logits without a clip ({len(tokens)} tokens)")
+
+
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same.
+
+    Raises:
+        GreenError: they hold NaN or infinity.
+    """
+    if not np.isfinite(logits).all():
+        raise GreenError("Its logits hold NaN or infinity.")
+    return logits
+
+
+class OnnxListener(run.Listener, Scribe):
     """Two graphs as :mod:`greenllm.export.speech` makes them.
 
     Args:
-        encoder: ``input_values`` to keys and values of each cross attention.
+        encoder: a clip to keys and values of each cross attention.
         decoder: ``input_ids``, own keys and values and those, to ``logits`` and own keys and values.
         info: of the model; its task is found here.
 
@@ -31,69 +66,42 @@ class OnnxListener(Decoder):
 
     def __init__(self, encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info) -> None:
         audio.check_rate(info.directory)
-        self.encoder, self.decoder = encoder, decoder
-        self._given = [o.name.replace("present", "past_key_values", 1) for o in encoder.get_outputs()]
-        inputs = {i.name: i for i in decoder.get_inputs()}
-        outputs = {o.name: o for o in decoder.get_outputs()}
-        self._presents = [n for n in outputs if n != "logits"]
-        self._pasts = [n.replace("present", "past_key_values", 1) for n in self._presents]
-        known = {"input_ids", *self._given, *self._pasts}
-        if (
-            [i.name for i in encoder.get_inputs()] != ["input_values"]
-            or set(inputs) != known
-            or "logits" not in outputs
-        ):
-            raise GreenError(f"{info.directory}: a transcriber with the inputs {sorted(inputs)} is not known.")
-        self._empty = [_empty(inputs[n], info.directory) for n in self._pasts]
-        vocabulary = outputs["logits"].shape[-1]
+        asked = script.of(info.directory)
+        _check(encoder, decoder, info, asked.window)
+        super().__init__(encoder, decoder, asked)
+        vocabulary = next(o.shape[-1] for o in decoder.get_outputs() if o.name == "logits")
         self.info = replace(info, task=_TASK, vocabulary=vocabulary if isinstance(vocabulary, int) else 0)
-        self._start = _start(info.directory)
-        self._heard: dict[str, Any] = {}
-        self._own: list[Any] = []
 
-    def prefill(self, tokens: Any, answer: int) -> int:
-        """Hear a clip, float32 [samples], and write the first token; see :class:`greenllm.bench.runners.Runner`."""
-        del answer  # the cache grows
-        clip = {"input_values": ort.OrtValue.ortvalue_from_numpy(tokens[None])}
-        self._heard = dict(zip(self._given, self.encoder.run_with_ort_values(None, clip), strict=True))
-        self._own = self._empty
-        return self.step(self._start)
-
-    def step(self, token: int) -> int:
-        """See :class:`greenllm.bench.runners.Runner`.
+    def feed(self, ids: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.export.device.run.Scribe`.
 
         Raises:
             GreenError: the logits hold NaN or infinity.
         """
-        ids = {"input_ids": ort.OrtValue.ortvalue_from_numpy(np.array([[token]]))}
-        feed = ids | self._heard | dict(zip(self._pasts, self._own, strict=True))
-        logits, *self._own = self.decoder.run_with_ort_values(["logits", *self._presents], feed)
-        found = logits.numpy()
-        if not np.isfinite(found).all():
-            raise GreenError("Its logits hold NaN or infinity.")
-        return int(found[0, -1].argmax())
-
-    def logits(self, tokens: list[int]) -> Any:
-        """Nothing is predicted without a clip."""
-        raise NotImplementedError(f"a transcriber has no logits without a clip ({len(tokens)} tokens)")
+        return finite(super().feed(ids))
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         self._heard, self._own = {}, []
-        del self.encoder, self.decoder
+        del self._encoder, self._decoder
 
 
-def _empty(cache: Any, directory: Path) -> ort.OrtValue:
-    """No keys or values yet: [1, heads, 0, width]."""
-    _, heads, _, width = cache.shape
-    if not isinstance(heads, int) or not isinstance(width, int):
-        raise GreenError(f"{directory}: the graph does not say how many heads {cache.name} has and how wide they are.")
-    return ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, width), np.float32))
-
-
-def _start(directory: Path) -> int:
-    """The token that a transcript begins with."""
-    for file in ("config.json", "generation_config.json"):
-        if isinstance(told := read_json(directory / file).get("decoder_start_token_id"), int):
-            return told
-    raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does a transcript begin?")
+def _check(encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info, window: int) -> None:
+    """Refuse graphs that do not fit together, or not to the files beside them."""
+    sounds, inputs = encoder.get_inputs(), {i.name: i for i in decoder.get_inputs()}
+    given = {o.name.replace("present", "past_key_values", 1) for o in encoder.get_outputs()}
+    outputs = {o.name for o in decoder.get_outputs()}
+    own = {n.replace("present", "past_key_values", 1) for n in outputs - {"logits"}}
+    hears = [(audio.WINDOW, window)] if window else [("input_values", s.shape[-1]) for s in sounds[:1]]
+    if (
+        [(s.name, s.shape[-1]) for s in sounds] != hears
+        or set(inputs) != {"input_ids", *given, *own}
+        or "logits" not in outputs
+    ):
+        raise GreenError(f"{info.directory}: a transcriber with the inputs {sorted(inputs)} is not known.")
+    for name in sorted(own):
+        _, heads, _, width = inputs[name].shape
+        if not isinstance(heads, int) or not isinstance(width, int):
+            raise GreenError(
+                f"{info.directory}: the graph does not say how many heads {name} has and how wide they are."
+            )

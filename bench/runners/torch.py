@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from greenllm import audio, images
+from greenllm import images, script
 from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
+from greenllm.bench.runners.listener import Scribe, finite
 from greenllm.blocks import blocks_of
 from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, PAIRS, SPEECH, Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
+from greenllm.features import Features
 
 
 def load(path: str, threads: int, where: Where = CPU) -> Runner:
@@ -146,45 +148,36 @@ class TorchDecoder(_Blocks, Decoder):
         self.model = self._cache = None
 
 
-class TorchListener(Decoder):
-    """Speech to text: an encoder hears a clip once, a decoder with a KV cache writes what was said."""
+class TorchListener(Scribe):
+    """Speech to text: an encoder hears a window once, a decoder with a KV cache writes what was said."""
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
-        if model.main_input_name != "input_values":
-            raise GreenError(
-                f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
-                "Models of speech that read waveforms (Moonshine) are run; spectra (Whisper) are not made here yet.",
-            )
-        audio.check_rate(checkpoint.path)
+        self.features = Features(checkpoint)
+        self.script = script.of(checkpoint.path)
         self.model = model
         self.info = _info(checkpoint, model)
-        self._start = int(model.config.decoder_start_token_id)
         self._heard: Any = None
         self._cache: Any = None
 
     @torch.no_grad()
-    def prefill(self, tokens: Any, answer: int) -> int:
-        """Hear a clip, float32 [samples], and write the first token; see :class:`greenllm.bench.runners.Runner`."""
-        del answer  # the cache grows
+    def hear(self, sound: NDArray[np.float32]) -> None:
+        """See :class:`greenllm.export.device.run.Scribe`."""
         self._cache = None
-        self._heard = self.model.get_encoder()(input_values=torch.from_numpy(tokens)[None])
-        return self.step(self._start)
+        self._heard = self.model.get_encoder()(**self.features(sound))
 
     @torch.no_grad()
-    def step(self, token: int) -> int:
-        """See :class:`greenllm.bench.runners.Runner`."""
+    def feed(self, ids: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.export.device.run.Scribe`.
+
+        Raises:
+            GreenError: the logits hold NaN or infinity.
+        """
         out = self.model(
-            encoder_outputs=self._heard, decoder_input_ids=torch.tensor([[token]]),
+            encoder_outputs=self._heard, decoder_input_ids=torch.tensor([ids]),
             past_key_values=self._cache, use_cache=True,
         )  # fmt: skip
         self._cache = out.past_key_values
-        if not torch.isfinite(out.logits).all():
-            raise GreenError("Its logits hold NaN or infinity.")
-        return int(out.logits[0, -1].argmax())
-
-    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
-        """Nothing is predicted without a clip."""
-        raise NotImplementedError(f"a transcriber has no logits without a clip ({len(tokens)} tokens)")
+        return finite(out.logits[0, -1].numpy())
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""

@@ -1,6 +1,7 @@
 """Run this bundle: check its files, test itself, then answer. It needs what requirements.txt lists and nothing else.
 
 run.py "prompt"      an answer; of an encoder one line of JSON for each text: its embedding
+run.py --audio FILE  what is said in a .wav of 16 kHz, one channel, 16 bits
 run.py --self-test   the golden answers of selftest.json, within the tolerances stated there
 run.py --check       the files alone: SHA-256 of each, none missing, none more
 """
@@ -16,6 +17,7 @@ import stat
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST, GOLDEN, GRAPH = "greenllm.json", "selftest.json", "model.onnx"
+ENCODER, SCRIPT = "encoder.onnx", "script.json"  # what a transcriber has besides
+RATE = 16000  # samples a second
 # On Arm, ONNX Runtime hands 4-bit matrices to KleidiAI, which rounds inputs to 8 bits by the row and not by the block:
 # of SmolLM2 in 4 bits a token's KL divergence from its source went from 0.004 to 0.032 nats, of one token to 0.27.
 EXACT = ("mlas.disable_kleidiai", "1")
@@ -141,30 +145,42 @@ class Decoder(ABC):
 
     def record(self, text: str, count: int) -> dict[str, Any]:
         """A golden case: the prompt's tokens, the likeliest ones after them, and their log-probabilities in nats."""
-        ids, answer, likely = self.encode(text), [], []
-        logits = self.start(ids, count)
-        for left in range(count, 0, -1):
-            answer.append(int(logits.argmax()))
-            likely.append(round(_log_probability(logits, answer[-1]), 4))
-            logits = self.step(answer[-1]) if left > 1 else logits
-        return {"text": text, "prompt": ids, "answer": answer, "log_probabilities": likely}
+        ids = self.encode(text)
+        return {"text": text, "prompt": ids, **_written(self.start(ids, count), self.step, count)}
 
     def departs(self, case: dict[str, Any], tolerance: dict[str, float]) -> str:
-        """What is wrong with a golden case here, in words, or "".
-
-        The expected tokens are fed, so that one near tie does not end the comparison.
-        """
+        """What is wrong with a golden case here, in words, or ""."""
         if self.encode(case["text"]) != case["prompt"]:
             return "the tokenizer splits it otherwise"
-        logits = self.start(case["prompt"], len(case["answer"]))
-        off = 0.0
-        for i, token in enumerate(case["answer"]):
-            logits = self.step(case["answer"][i - 1]) if i else logits
-            best = int(logits.argmax())
-            if not logits[token] >= logits[best] - tolerance["logit"]:
-                return f"token {i + 1} is {best}, not {token}, by {logits[best] - logits[token]:.3g} in logits"
-            off += abs(_log_probability(logits, token) - case["log_probabilities"][i]) / len(case["answer"])
-        return "" if off <= tolerance["nats"] else f"its tokens' log-probabilities are off by {off:.3g} nats on average"
+        return _off(case, tolerance, self.start(case["prompt"], len(case["answer"])), self.step)
+
+
+def _written(logits: np.ndarray, step: Callable[[int], np.ndarray], count: int) -> dict[str, Any]:
+    """Of a golden case the likeliest tokens, from the first one's logits on, and their log-probabilities."""
+    answer: list[int] = []
+    likely = []
+    for left in range(count, 0, -1):
+        answer.append(int(logits.argmax()))
+        likely.append(round(_log_probability(logits, answer[-1]), 4))
+        logits = step(answer[-1]) if left > 1 else logits
+    return {"answer": answer, "log_probabilities": likely}
+
+
+def _off(
+    case: dict[str, Any], tolerance: dict[str, float], logits: np.ndarray, step: Callable[[int], np.ndarray]
+) -> str:
+    """What is wrong with the tokens of a golden case here, or "".
+
+    The expected ones are fed, so that one near tie does not end the comparison.
+    """
+    off = 0.0
+    for i, token in enumerate(case["answer"]):
+        logits = step(case["answer"][i - 1]) if i else logits
+        best = int(logits.argmax())
+        if not logits[token] >= logits[best] - tolerance["logit"]:
+            return f"token {i + 1} is {best}, not {token}, by {logits[best] - logits[token]:.3g} in logits"
+        off += abs(_log_probability(logits, token) - case["log_probabilities"][i]) / len(case["answer"])
+    return "" if off <= tolerance["nats"] else f"its tokens' log-probabilities are off by {off:.3g} nats on average"
 
 
 def _log_probability(logits: np.ndarray, token: int) -> float:
@@ -237,7 +253,14 @@ def _tokenizer(root: Path) -> Any:
     return found
 
 
-def _session(root: Path, threads: int) -> Any:
+def _words(tokenizer: Any) -> Callable[[int], str | None]:
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)
+    return lambda token: stream.step(tokenizer, token)
+
+
+def _session(root: Path, threads: int, graph: str = GRAPH) -> Any:
     import onnxruntime
 
     if hasattr(onnxruntime, "disable_telemetry_events"):
@@ -246,7 +269,7 @@ def _session(root: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry(*EXACT)
-    return onnxruntime.InferenceSession(str(root / GRAPH), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(root / graph), options, providers=["CPUExecutionProvider"])
 
 
 class OnnxDecoder(Decoder):
@@ -298,10 +321,7 @@ class OnnxDecoder(Decoder):
 
     def words(self) -> Callable[[int], str | None]:
         """See :class:`Decoder`."""
-        from tokenizers.decoders import DecodeStream
-
-        stream = DecodeStream(skip_special_tokens=True)
-        return lambda token: stream.step(self._tokenizer, token)
+        return _words(self._tokenizer)
 
 
 class Encoder:
@@ -349,6 +369,147 @@ class Encoder:
         want = np.array(case["vector"])
         off = float(np.linalg.norm(self.vector(case["prompt"]) - want) / np.linalg.norm(want))
         return "" if off <= tolerance["relative"] else f"its vector is off by {off:.3g} of its length"
+
+
+@dataclass(frozen=True)
+class Script:
+    """How a transcript begins, goes on and ends, in tokens.
+
+    Attributes:
+        start: what it begins with.
+        languages: of which the one that the model hears comes next; none where it hears one alone.
+        after: what comes then.
+        never: what is not written.
+        never_first: what no transcript begins with.
+        ends: what ends it.
+        room: tokens that it may have, those at its beginning with them; 0 where there is no such limit.
+        window: samples that are heard at once; 0 where that is all of a clip.
+    """
+
+    start: tuple[int, ...]
+    ends: tuple[int, ...]
+    languages: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
+    never_first: tuple[int, ...] = ()
+    room: int = 0
+    window: int = 0
+
+
+def pieces(clip: np.ndarray, window: int) -> Iterator[np.ndarray]:
+    """A clip [samples] in pieces of at most ``window`` (0: whole), cut where the last third of each is quietest."""
+    import numpy as np
+
+    while window and len(clip) > window:
+        first, tenth = window - window // 3, RATE // 10
+        energy = np.cumsum(np.square(clip[first:window], dtype=np.float64))
+        at = first + int((energy[tenth:] - energy[:-tenth]).argmin()) + tenth // 2
+        yield clip[:at]
+        clip = clip[at:]
+    yield clip
+
+
+class Scribe(ABC):
+    """Writes what is said in a clip, the likeliest token each time, by its :class:`Script`.
+
+    Attributes:
+        script: see there.
+        prompt: what the transcript that is being written began with.
+        language: its token, None where the model has one alone.
+    """
+
+    script: Script
+    prompt: list[int]
+    language: int | None
+
+    @abstractmethod
+    def hear(self, sound: np.ndarray) -> None:
+        """Take in sound, float32 [samples], and forget what was heard and written."""
+
+    @abstractmethod
+    def feed(self, ids: list[int]) -> np.ndarray:
+        """Logits [V] after some tokens more."""
+
+    def begin(self, sound: np.ndarray, language: int | None = None) -> np.ndarray:
+        """Hear at most a window, float32 [samples], in a known language or the likeliest; logits [V] of a token."""
+        import numpy as np
+
+        self.hear(np.pad(sound, (0, max(0, self.script.window - len(sound)))))
+        first, read = list(self.script.start), 0
+        if self.script.languages:
+            if language is None:
+                heard, read = self.feed(first), len(first)
+                language = max(self.script.languages, key=lambda t: float(heard[t]))
+            first.append(language)
+        self.language, self.prompt = language, [*first, *self.script.after]
+        return self._allowed(self.feed(self.prompt[read:]), [*self.script.never, *self.script.never_first])
+
+    def follow(self, token: int) -> np.ndarray:
+        """Logits [V] after one token more."""
+        return self._allowed(self.feed([token]), list(self.script.never))
+
+    def write(self, clip: np.ndarray, most: int) -> Iterator[int]:
+        """At most ``most`` tokens of a clip, float32 [samples], window by window; the last end may be among them.
+
+        The language is the first window's.
+        """
+        parts, language = list(pieces(clip, self.script.window)), None
+        for number, part in enumerate(parts, 1):
+            logits = self.begin(part, language)
+            language = self.language
+            room = min(most, self.script.room - len(self.prompt) if self.script.room else most)
+            for left in range(room, 0, -1):
+                token = int(logits.argmax())
+                if token in self.script.ends and number < len(parts):
+                    break
+                yield token
+                most -= 1
+                logits = self.follow(token) if left > 1 else logits
+
+    @staticmethod
+    def _allowed(logits: np.ndarray, never: list[int]) -> np.ndarray:
+        if not never:
+            return logits
+        found = logits.copy()
+        found[never] = -float("inf")
+        return found
+
+
+class Listener(Scribe):
+    """Two graphs: one gives keys and values of what is heard, one takes these and its own and writes.
+
+    Args:
+        encoder: of the first graph.
+        decoder: of the second.
+        script: how transcripts go.
+    """
+
+    def __init__(self, encoder: Any, decoder: Any, script: Script) -> None:
+        import numpy as np
+        from onnxruntime import OrtValue
+
+        self.script, self._encoder, self._decoder = script, encoder, decoder
+        self._np, self._value = np, OrtValue.ortvalue_from_numpy
+        self._given = [o.name.replace("present", "past_key_values", 1) for o in encoder.get_outputs()]
+        self._presents = [o.name for o in decoder.get_outputs() if o.name != "logits"]
+        self._pasts = [n.replace("present", "past_key_values", 1) for n in self._presents]
+        shapes = {i.name: i.shape for i in decoder.get_inputs()}
+        self._nothing = [self._value(np.zeros((1, shapes[n][1], 0, shapes[n][3]), np.float32)) for n in self._pasts]
+        self._heard: dict[str, Any] = {}
+        self._own: list[Any] = []
+
+    def hear(self, sound: np.ndarray) -> None:
+        """See :class:`Scribe`."""
+        clip = {self._encoder.get_inputs()[0].name: self._value(self._np.ascontiguousarray(sound[None]))}
+        self._heard = dict(zip(self._given, self._encoder.run_with_ort_values(None, clip)))  # noqa: B905 - Python 3.8
+        self._own = self._nothing
+
+    def feed(self, ids: list[int]) -> np.ndarray:
+        """See :class:`Scribe`."""
+        values = {"input_ids": self._value(self._np.array([ids], dtype=self._np.int64)), **self._heard}
+        values.update(zip(self._pasts, self._own))  # noqa: B905 - the same
+        logits, *self._own = self._decoder.run_with_ort_values(["logits", *self._presents], values)
+        return logits.numpy()[0, -1]
 
 
 def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encoder:
