@@ -74,7 +74,7 @@ def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]
         who.prompt = clip
         who.weights = 0  # a token reads none of the encoder's: no bandwidth is told
         who.rounds = latency.Rounds(seconds, kind="clip")
-    answer = _written(session, min(script.most_tokens(clip, s) for s in scripts))
+    answer = _written(session, min(s.most(clip) for s in scripts))
     words = f"the clip {name} ({seconds:.1f} s) is heard and exactly {answer} tokens are written, greedy"
     words += "; the real-time factor is seconds taken over seconds heard"
     said = {"clip_s": round(seconds, 3), "answer_tokens": answer, "query": words}

@@ -59,6 +59,8 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     """
     copy_side_files(checkpoint.path, out)
     write_config(out, checkpoint.config, None)
+    if checkpoint.task == SPEECH:
+        speech.settle_language(out)
     if checkpoint.task in SEEING:
         write_processor(checkpoint, out, progress)
     progress.stage("exporting the graph", 1)

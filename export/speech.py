@@ -5,7 +5,9 @@ The first hands the second the keys and values of each of its cross attentions, 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greenllm import audio, script
+from greenllm import artifact, audio, script
 from greenllm.audio import ENCODER, WINDOW
 from greenllm.checkpoint import Checkpoint
 from greenllm.export.log_mel import LogMel
 from greenllm.features import WAVEFORM, Features
+from greenllm.tokens import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +92,16 @@ def flat(cache: Any) -> tuple[Tensor, ...]:
     return tuple(t for layer in cache.layers for t in (layer.keys, layer.values))
 
 
+def settle_language(out: Path) -> None:
+    """Have the ``generation_config.json`` of an export name a language by its token: a device has no table of names."""
+    told = read_json(file := out / "generation_config.json")
+    if told.get("language"):
+        known = told.get("lang_to_id") or {}
+        token = script.language_token(out, told["language"], known)
+        named = {"language": next(name for name, t in known.items() if t == token)}
+        artifact.write_atomic(file, json.dumps(told | named, indent=2) + "\n")
+
+
 @torch.no_grad()
 def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
     """Of each graph its file, the function, an example of its inputs, and names of inputs and outputs (Optimum's).
@@ -115,11 +128,12 @@ def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
 
 
 def sample(checkpoint: Checkpoint) -> Heard:
-    """Two seconds that fall as 1/f, as speech does, and any tokens."""
-    count = min(_TOKENS, script.of(checkpoint.path).room or _TOKENS)
+    """Two seconds that fall as 1/f, as speech does, or a shorter window, and any tokens."""
+    asked = script.of(checkpoint.path)
+    count, samples = min(_TOKENS, asked.room or _TOKENS), min(2 * audio.RATE, asked.window or 2 * audio.RATE)
     ids = np.random.default_rng(0).integers(int(checkpoint.config.vocab_size), size=count)
     ids[0] = int(checkpoint.config.decoder_start_token_id)
-    return Heard(_noise(2 * audio.RATE), ids)
+    return Heard(_noise(samples), ids)
 
 
 @torch.no_grad()

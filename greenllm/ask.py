@@ -50,18 +50,20 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
-    from greenllm import audio, generate, match, pairs, talk, transcribe
+    from greenllm import audio, generate, match, pairs, script, talk, transcribe
     from greenllm.export.archive import opened
 
     with opened(Path(model).expanduser()) as path:
         directory = generate.find(path)
         able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
-        if asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
+        if asked := match.check_asked(
+            model, directory, image, labels, others=others or bool(clip or language or max_tokens)
+        ):
             match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
             return
         transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others, language=language)
         if clip is not None:
-            heard = audio.read(clip, transcribe.longest(directory))
+            heard = audio.read(clip, script.of(directory).longest)
             listener = transcribe.Transcriber(directory, threads=threads, language=language)
             if talk.transcribe(listener, heard, max_tokens).finish is None:
                 raise typer.Exit(130)

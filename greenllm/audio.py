@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greenllm.errors import GreenError
+from greenllm.export.device.run import ENCODER, LONGEST, RATE, SHORTEST
 
-ENCODER = "encoder.onnx"  # the graph of a transcriber that hears; model.onnx beside it writes
+__all__ = ["ENCODER", "RATE", "WINDOW", "check_rate", "read"]
+
 WINDOW = "window"  # its input where it hears so many samples, no fewer and no more
-RATE = 16000  # samples a second: what models of speech hear
-_SHORTEST, LONGEST, HOUR = 0.1, 120.0, 3600.0  # seconds of a clip; of one that is heard window by window
 _UNTOLD = 0xFFFFFFF0  # bytes: what a writer of a stream says who does not know
 
 
@@ -75,7 +75,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _check_length(path: Path, seconds: float, longest: float) -> None:
-    if not _SHORTEST <= seconds <= longest:
+    if not SHORTEST <= seconds <= longest:
         raise GreenError(
-            f"{path} lasts {seconds:.2f} s; a clip lasts {_SHORTEST:g} to {longest:g} s.", "Cut it into sentences."
+            f"{path} lasts {seconds:.2f} s; a clip lasts {SHORTEST:g} to {longest:g} s.", "Cut it into sentences."
         )

@@ -58,7 +58,7 @@ def _extractor(checkpoint: Checkpoint) -> Any:
             "Save it: transformers.WhisperFeatureExtractor(feature_size=…).save_pretrained(CHECKPOINT).",
         ) from e
     wanted = {"feature_size": config.num_mel_bins, "nb_max_frames": 2 * config.max_source_positions,
-              "sampling_rate": audio.RATE, "dither": 0}  # fmt: skip
+              "sampling_rate": audio.RATE, "padding_value": 0, "dither": 0}  # fmt: skip
     for name, value in wanted.items():
         if getattr(made, name) != value:
             raise GreenError(

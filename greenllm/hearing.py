@@ -53,7 +53,7 @@ def samples(checkpoint: Checkpoint, source: str, count: int, progress: Progress)
     for file in files:
         for clip in pieces(audio.read(file), runner.script.window):
             words: list[int] = []
-            for token in runner.stream(clip, script.most_tokens(clip, runner.script)):
+            for token in runner.stream(clip, runner.script.most(clip)):
                 if token in ends:
                     break
                 words.append(token)

@@ -8,15 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from greenllm.audio import RATE
 from greenllm.errors import GreenError
-from greenllm.export.device.run import Script, pieces
+from greenllm.export.device.run import Script
 from greenllm.tokens import read_json
 
-_PACE, _MORE = 6.5, 8  # tokens a second of speech at most: past it a model repeats itself (Moonshine's own limit)
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
@@ -30,7 +26,9 @@ def of(directory: Path, language: str | None = None) -> Script:
     Raises:
         GreenError: its files do not say where a transcript begins, are damaged, or know no such language.
     """
-    config, told = read_json(directory / "config.json"), read_json(directory / "generation_config.json")
+    config, told = read_json(directory / "config.json"), read_json(file := directory / "generation_config.json")
+    if file.is_file() and not told:
+        raise GreenError(f"{file} is damaged.", "Copy it again from where the model came.")
     start = _said("decoder_start_token_id", told, config)
     if not start:
         raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does a transcript begin?")
@@ -39,23 +37,19 @@ def of(directory: Path, language: str | None = None) -> Script:
         if language:
             raise GreenError(f"{directory} knows one language alone.", "Leave out --language.")
         return Script(start, ends)
+    told = told or config
     try:
-        begun, languages, after = _prompt(directory, told or config, config.get("forced_decoder_ids"), language)
+        begun, languages, after = _prompt(directory, told, config.get("forced_decoder_ids"), language)
+        known = range(int(config.get("vocab_size", 51865)))
+        if unknown := {*start, *begun, *languages, *after, *ends} - set(known):
+            raise ValueError(f"there are no tokens {sorted(unknown)}")
+        never, first = ([t for t in told.get(f"{k}suppress_tokens") or () if t in known] for k in ("", "begin_"))
         return Script(
-            (*start, *begun), ends, languages, after, never=tuple(map(int, told.get("suppress_tokens") or ())),
-            never_first=tuple(map(int, told.get("begin_suppress_tokens") or ())),
-            room=int(config.get("max_target_positions", 448)), window=_window(directory),
+            (*start, *begun), ends, languages, after, tuple(never), tuple(first),
+            int(config.get("max_target_positions", 448)), _window(directory),
         )  # fmt: skip
     except _DAMAGED as e:
         raise GreenError(f"{directory}: generation_config.json or the preprocessor's is damaged ({e!r}).") from e
-
-
-def most_tokens(clip: NDArray[np.float32], script: Script) -> int:
-    """Tokens that the transcript of a clip [samples] may have."""
-    if not script.window:
-        return int(len(clip) / RATE * _PACE) + _MORE
-    begun = len(script.start) + bool(script.languages) + len(script.after)
-    return max(1, script.room - begun) * sum(1 for _ in pieces(clip, script.window))
 
 
 def _prompt(

@@ -29,16 +29,11 @@ class Transcriber:
 
     def answer(self, ids: Any, settings: Settings) -> Iterator[int | None]:
         """Tokens of the transcript of a clip, float32 [samples], the one that ends it included."""
-        most = script.most_tokens(ids, self.script)
+        most = self.script.most(ids)
         for token in self._runner.stream(ids, min(most, settings.max_tokens or most)):
             yield token
             if token in self.tokenizer.ends:
                 break
-
-
-def longest(directory: Path) -> float:
-    """Seconds of a clip at most: what is heard at once should be sentences, what is heard by windows an hour."""
-    return audio.HOUR if script.of(directory).window else audio.LONGEST
 
 
 def hears(directory: Path) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import greenllm
-from greenllm import audio, script
+from greenllm import audio
 from greenllm.bench import Effort
 from greenllm.bench.require import decide, parse
 from greenllm.bench.results import Row, TaskResult
@@ -155,5 +155,5 @@ def test_real_speech(moonshine, data):
 
     runner = loader("torch").load(str(moonshine), 1)
     clip = audio.read(data / "audio" / "beckett.wav")
-    said = answers.write(runner, Tokens(moonshine), clip, script.most_tokens(clip, runner.script), [])
+    said = answers.write(runner, Tokens(moonshine), clip, runner.script.most(clip), [])
     assert speech.errors(said, "ever tried ever failed no matter try again fail again fail better") <= 1

@@ -90,7 +90,7 @@ def test_a_spectrogram_is_transformers_own(mels, seconds):
     "told",
     [
         {"is_multilingual": False, "begin_suppress_tokens": [2]},
-        {"is_multilingual": False, "forced_decoder_ids": [[1, 135]], "suppress_tokens": list(range(3, 60))},
+        {"is_multilingual": False, "forced_decoder_ids": [[1, 135]], "suppress_tokens": [*range(3, 60), 9999]},
         MANY | {"forced_decoder_ids": [[1, None], [2, 132]], "begin_suppress_tokens": [2, 70, 71, 72]},
         MANY | {"suppress_tokens": [*range(3, 128, 2), 2]},
         MANY | {"language": "german", "task": "translate"},
@@ -124,8 +124,8 @@ def test_no_transcript_is_longer_than_its_positions(tmp_path):
     found = list(runner.stream(noise(), 999))
     assert len(found) == 14  # two begin it
     assert found[: len(want := generated(path, noise()))] == want
-    assert script.most_tokens(noise(), runner.script) == 14
-    assert script.most_tokens(noise(3.9), runner.script) >= 28  # of two windows or more
+    assert runner.script.most(noise()) == 14
+    assert runner.script.most(noise(3.9)) >= 28  # of two windows or more
 
 
 @settings(deadline=None, max_examples=40)
@@ -156,7 +156,7 @@ def test_graphs_take_samples_and_write_as_torch_does(graphs, tiny_whisper):
     ours, theirs = loader("onnxruntime").load(str(graphs.path), 1), loader("torch").load(str(tiny_whisper), 1)
     for seconds in (0.3, 2.0, 5.1):  # a part of a window, one, three
         clip = noise(seconds)
-        most = script.most_tokens(clip, ours.script)
+        most = ours.script.most(clip)
         found = list(ours.stream(clip, most))
         assert found == list(theirs.stream(clip, most))
         assert len(set(found)) > 5
@@ -165,6 +165,15 @@ def test_graphs_take_samples_and_write_as_torch_does(graphs, tiny_whisper):
     assert [t for t in found if t != 2][: len(apart)] == apart
     assert list(ours.stream(clip, 40)) == found[:40]
     assert ours.info.vocabulary == 136
+
+
+def test_a_language_is_named_by_its_token_on_a_device(tmp_path):
+    path = make_whisper(tmp_path / "german", told=MANY | {"language": "German", "task": "transcribe"})
+    made = export(path, tmp_path / "onnx").path
+    assert json.loads((made / "generation_config.json").read_text())["language"] == "<|de|>"
+    assert script.of(made) == script.of(path)
+    ours, theirs = loader("onnxruntime").load(str(made), 1), loader("torch").load(str(path), 1)
+    assert list(ours.stream(noise(), 9)) == list(theirs.stream(noise(), 9))
 
 
 def test_graphs_beside_the_files_of_others_are_refused(graphs, tmp_path):
@@ -202,12 +211,13 @@ def test_what_it_needs_to_hear_is_missed_by_name(tiny_whisper, tmp_path, capsys)
         return path
 
     (nothing := other("nothing")).joinpath("preprocessor_config.json").unlink()
-    damaged = other("damaged")
-    (damaged / "generation_config.json").write_text('{"decoder_start_token_id": 128, "suppress_tokens": ["a"]}')
+    damaged, beyond = other("damaged"), other("beyond")
+    (damaged / "generation_config.json").write_text('{"decoder_start_token_id": 128, ')
+    (beyond / "generation_config.json").write_text('{"decoder_start_token_id": 999}')
     for path, says in [
         (nothing, "no preprocessor_config.json"), (other("mels", feature_size=128), "feature_size 128"),
         (other("rate", sampling_rate=8000), "hears 8000"), (other("long", chunk_length=30), "nb_max_frames 3000"),
-        (damaged, "generation_config.json .* damaged"),
+        (damaged, "generation_config.json is damaged"), (beyond, "no tokens .999"),
     ]:  # fmt: skip
         with pytest.raises(GreenError, match=says):
             greenllm.compress(path, tmp_path / "x", "int8", bench=False)
@@ -292,24 +302,31 @@ def trained(data, tmp_path_factory):
     return folder
 
 
-def test_a_trained_one_loses_little_in_few_bits(trained, capsys):
-    rates = {}
+@pytest.fixture(scope="module")
+def packed(trained):
+    """The whole command: its directories in int8, and in int4 by what is heard in clips."""
     for bits in ("int8", "int4"):
         more = ["--calibration", trained / "known.jsonl"] if bits == "int4" else []
         command = ["compress", trained / "whisper", "-o", trained / bits, "--recipe", bits, *more, "--no-bench"]
         with pytest.raises(SystemExit) as e:
             main([str(c) for c in command])
-        assert not e.value.code, capsys.readouterr().err
-        packed = {name for name, _ in open_checkpoint(trained / bits / "checkpoint").packed()}
-        assert len(packed) == 2 * 6 + 2 * 10 + 1  # convolutions and positions stay
-        assert {"proj_out", "model.encoder.layers.0.fc1", "model.decoder.layers.1.encoder_attn.out_proj"} <= packed
-        ops = artifact.read(trained / bits).deployable.manifest.details["operators"]
+        assert not e.value.code
+    return trained
+
+
+def test_a_trained_one_loses_little_in_few_bits(packed, capsys):
+    rates = {}
+    for bits in ("int8", "int4"):
+        names = {name for name, _ in open_checkpoint(packed / bits / "checkpoint").packed()}
+        assert len(names) == 2 * 6 + 2 * 10 + 1  # convolutions and positions stay
+        assert {"proj_out", "model.encoder.layers.0.fc1", "model.decoder.layers.1.encoder_attn.out_proj"} <= names
+        ops = artifact.read(packed / bits).deployable.manifest.details["operators"]
         assert (ops["MatMulNBits"], ops["GatherBlockQuantized"]) == (2 * 6 + 2 * 10 + 1, 1)
     with pytest.raises(SystemExit) as e:
-        main([str(c) for c in ["bench", trained / "whisper", trained / "int8", trained / "int4", "--task",
-              trained / "asked.jsonl", "--threads", 1, "--effort", "quick", "--report", trained / "r"]])  # fmt: skip
+        main([str(c) for c in ["bench", packed / "whisper", packed / "int8", packed / "int4", "--task",
+              packed / "asked.jsonl", "--threads", 1, "--effort", "quick", "--report", packed / "r"]])  # fmt: skip
     assert not e.value.code, capsys.readouterr().err
-    for row in json.loads((trained / "r" / "report.json").read_text())["rows"]:
+    for row in json.loads((packed / "r" / "report.json").read_text())["rows"]:
         (task,) = row["tasks"].values()
         rates[row["name"]] = task["scores"]["wer"]["measured"]["value"]
     base, *others = rates.values()
@@ -318,18 +335,17 @@ def test_a_trained_one_loses_little_in_few_bits(trained, capsys):
     assert all(other < base + 2 for other in others), rates
 
 
-def test_run_writes_what_is_said(trained, capsys):
-    made = export(trained / "whisper", trained / "onnx")
+def test_run_writes_what_is_said(packed, capsys):
     right = 0
-    for row in map(json.loads, (trained / "asked.jsonl").read_text().splitlines()[:6]):
-        code, out, told = asked(capsys, made.path, "--audio", trained / row["audio"])
+    for row in map(json.loads, (packed / "asked.jsonl").read_text().splitlines()[:6]):
+        code, out, told = asked(capsys, packed / "int8", "--audio", packed / row["audio"])
         assert code == 0, told
         right += out.strip() == row["text"]
     assert right >= 3
-    code, _, told = asked(capsys, made.path, "--audio", trained / row["audio"], "--language", "de")
+    code, _, told = asked(capsys, packed / "int8", "--audio", packed / row["audio"], "--language", "de")
     assert (code, "no language 'de'" in told) == (1, True)
-    soundfile.write(trained / "long.wav", np.zeros(4000 * 121), 4000)
-    code, _, told = asked(capsys, made.path, "--audio", trained / "long.wav", "--max-tokens", 3)
+    soundfile.write(packed / "long.wav", np.zeros(4000 * 121), 4000)
+    code, _, told = asked(capsys, packed / "int8", "--audio", packed / "long.wav", "--max-tokens", 3)
     assert (code, "121.0 s heard" in told) == (0, True)  # window by window
 
 

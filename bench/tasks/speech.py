@@ -52,7 +52,7 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     found, said, asked = [], [], script.of(who.info.directory)
     for item in items:
         clip = noise.on_clip(audio.read(item.file), item.noise, item.file.name)
-        heard = who.model.call("answer", clip, script.most_tokens(clip, asked), [])
+        heard = who.model.call("answer", clip, asked.most(clip), [])
         found.append(errors(heard, item.text))
         said.append(Said(item.text, found[-1], heard, not found[-1]))
         session.progress.advance()

@@ -13,11 +13,14 @@ import hashlib
 import json
 import os
 import platform
+import re
 import stat
 import sys
+import wave
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 MANIFEST, GOLDEN, GRAPH = "greenllm.json", "selftest.json", "model.onnx"
 ENCODER, SCRIPT = "encoder.onnx", "script.json"  # what a transcriber has besides
 RATE = 16000  # samples a second
+SHORTEST, LONGEST = 0.1, 120.0  # seconds of a clip
+_PACE, _MORE = 6.5, 8  # tokens a second of speech at most: past it a model repeats itself (Moonshine's own limit)
 # On Arm, ONNX Runtime hands 4-bit matrices to KleidiAI, which rounds inputs to 8 bits by the row and not by the block:
 # of SmolLM2 in 4 bits a token's KL divergence from its source went from 0.004 to 0.032 nats, of one token to 0.27.
 EXACT = ("mlas.disable_kleidiai", "1")
@@ -395,6 +400,18 @@ class Script:
     room: int = 0
     window: int = 0
 
+    @property
+    def longest(self) -> float:
+        """Seconds that a clip may last: what is heard at once should be sentences, what is heard by windows an hour."""
+        return 3600.0 if self.window else LONGEST
+
+    def most(self, clip: np.ndarray) -> int:
+        """Tokens that the transcript of a clip [samples] may have."""
+        if not self.window:
+            return int(len(clip) / RATE * _PACE) + _MORE
+        begun = len(self.start) + bool(self.languages) + len(self.after)
+        return max(1, self.room - begun) * sum(1 for _ in pieces(clip, self.window))
+
 
 def pieces(clip: np.ndarray, window: int) -> Iterator[np.ndarray]:
     """A clip [samples] in pieces of at most ``window`` (0: whole), cut where the last third of each is quietest."""
@@ -511,8 +528,59 @@ class Listener(Scribe):
         logits, *self._own = self._decoder.run_with_ort_values(["logits", *self._presents], values)
         return logits.numpy()[0, -1]
 
+    def record(self, text: str, count: int) -> dict[str, Any]:
+        """A golden case: of a :func:`voice` what its transcript begins with, and as :class:`Decoder` has them."""
+        logits = self.begin(voice(text))
+        count = min(count, self.script.room - len(self.prompt) if self.script.room else count)
+        return {"text": text, "prompt": self.prompt, **_written(logits, self.follow, count)}
 
-def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encoder:
+    def departs(self, case: dict[str, Any], tolerance: dict[str, float]) -> str:
+        """What is wrong with a golden case here, in words, or ""."""
+        logits = self.begin(voice(case["text"]))
+        if self.prompt != case["prompt"]:
+            return f"it hears another language: {self.prompt}"
+        return _off(case, tolerance, logits, self.follow)
+
+
+def voice(words: str) -> np.ndarray:
+    """A vowel, float32 [samples], sung as ``words`` say: "110 Hz, 1.5 s"."""
+    import numpy as np
+
+    hertz, seconds = map(float, re.findall(r"[\d.]+", words))
+    time = np.arange(int(seconds * RATE)) / RATE
+    tones = np.arange(1, int(4000 / hertz)) * hertz
+    loud = 0.01 + np.exp(-(((tones[:, None] - np.array([700, 1100, 2500])) / 150) ** 2)).sum(1)  # its formants
+    found = (loud[:, None] * np.sin(2 * np.pi * tones[:, None] * time)).sum(0) * np.sin(np.pi * time / seconds)
+    return (0.3 * found / np.abs(found).max()).astype(np.float32)
+
+
+def sound(path: Path, longest: float) -> np.ndarray:
+    """A ``.wav`` of 16 kHz, one channel and 16 bits, float32 [samples].
+
+    Raises:
+        Refused: it is something else, damaged, too short, or lasts more than ``longest`` seconds.
+    """
+    import numpy as np
+
+    try:
+        with wave.open(str(path), "rb") as file:
+            channels, width, rate, count = file.getparams()[:4]
+            raw = file.readframes(count)
+    except (wave.Error, EOFError, OSError) as e:
+        raise Refused(f"{path} cannot be read as .wav: {e or 'it ends too soon'}.") from e
+    if (channels, width, rate) != (1, 2, RATE):
+        raise Refused(
+            f"{path} has {channels} channels of {8 * width} bits at {rate} Hz; here one of 16 bits at {RATE} Hz is "
+            f"heard: ffmpeg -i {path} -ac 1 -ar {RATE} -c:a pcm_s16le heard.wav"
+        )
+    if len(raw) != count * width:
+        raise Refused(f"{path} is damaged: {len(raw):,} of its {count * width:,} bytes of sound are there.")
+    if not SHORTEST <= count / rate <= longest:
+        raise Refused(f"{path} lasts {count / rate:.2f} s; a clip lasts {SHORTEST:g} to {longest:g} s.")
+    return np.frombuffer(raw, "<i2").astype(np.float32) / 32768
+
+
+def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encoder | Listener:
     """The model, ready.
 
     Args:
@@ -527,6 +595,8 @@ def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encod
         if kind == "genai":
             return Genai(root, threads)
         session = _session(root, threads)
+        if (root / SCRIPT).is_file():
+            return Listener(_session(root, threads, ENCODER), session, Script(**_read(root / SCRIPT)))
         past = any(i.name.startswith("past") for i in session.get_inputs())
         return OnnxDecoder(root, session) if past else Encoder(root, session)
     except ImportError as e:
@@ -584,15 +654,36 @@ def _prove(model: Any, root: Path, *, again: bool) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="*", help="a prompt; for an encoder any number of texts")
-    parser.add_argument("--max-tokens", type=int, default=256, help="length of the answer at most")
+    parser.add_argument("--audio", type=Path, help="a transcriber: the .wav to hear")
+    parser.add_argument("--max-tokens", type=int, help="length of the answer at most; default: 256, or a clip's")
     parser.add_argument("--raw", action="store_true", help="no chat template around the prompt")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: the runtime's choice")
     parser.add_argument("--self-test", action="store_true")
     parser.add_argument("--check", action="store_true")
     found = parser.parse_args()
-    if not (found.text or found.self_test or found.check):
-        parser.error("give a prompt, --self-test or --check")
+    if not (found.text or found.audio or found.self_test or found.check):
+        parser.error("give a prompt, --audio, --self-test or --check")
     return found
+
+
+def _check_asked(model: Any, asked: argparse.Namespace) -> None:
+    """Refuse a text for a model that hears, and sound for another."""
+    if isinstance(model, Listener) and asked.text:
+        raise Refused("This model writes what it hears: run.py --audio clip.wav")
+    if asked.audio and not isinstance(model, Listener):
+        raise Refused(f"This model does not hear: there is nothing that it does with {asked.audio}.")
+
+
+def _answer(model: Any, root: Path, asked: argparse.Namespace) -> Iterator[str]:
+    """What a model writes, piece by piece."""
+    if isinstance(model, Listener):
+        clip = sound(asked.audio, model.script.longest)
+        word, tokens = _words(_tokenizer(root)), model.write(clip, asked.max_tokens or model.script.most(clip))
+        yield from (word(token) or "" for token in takewhile(lambda t: t not in model.script.ends, tokens))
+        return
+    prompt = " ".join(asked.text)
+    word, ids = model.words(), model.encode(prompt if asked.raw else model.ask(prompt))
+    yield from (word(token) or "" for token in model.answer(ids, asked.max_tokens or 256))
 
 
 def main() -> int:
@@ -605,15 +696,16 @@ def main() -> int:
             print(f"{len(manifest['files'])} files are what {MANIFEST} says", file=sys.stderr)
             return 0
         model = load(root, manifest["kind"], asked.threads)
+        _check_asked(model, asked)
         _prove(model, root, again=asked.self_test)
         if isinstance(model, Encoder):
             for text in asked.text:
                 print(json.dumps([round(float(x), 6) for x in model.vector(model.encode(text))]))
-        elif asked.text:
-            prompt = " ".join(asked.text)
-            word = model.words()
-            for token in model.answer(model.encode(prompt if asked.raw else model.ask(prompt)), asked.max_tokens):
-                print(word(token) or "", end="", flush=True)
+        elif asked.text or asked.audio:
+            begun = not asked.audio  # Whisper's first word begins with a space
+            for piece in _answer(model, root, asked):
+                print(piece if begun else piece.lstrip(), end="", flush=True)
+                begun = begun or bool(piece.strip())
             print()
     except Refused as e:
         print(f"Error: {e}", file=sys.stderr)
