@@ -92,11 +92,11 @@ class Server:
         Raises:
             GreenError: it is damaged, or the model's files do not say how to make it pixels.
         """
-        return self._ready.prompt(file)
+        return self._ready.view(file)
 
     def describe(self, file: str, most: int) -> str:
         """What it writes about an image file."""
-        return self.answer(self._ready.prompt(file), most, [])
+        return self.answer(self._ready.view(file), most, [])
 
     def count(self, prompt: Any, most: int) -> int:
         """Tokens that it writes after a prompt, the one that ends it included."""

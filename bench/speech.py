@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from greenllm import audio
+from greenllm import audio, script
 from greenllm.bench import latency
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.tasks.items import Task, Utterance
 from greenllm.errors import GreenError
+from greenllm.export.device.run import pieces
 
 TASK = "automatic-speech-recognition"
 
@@ -61,17 +62,19 @@ def clips(tasks: Sequence[Task]) -> list[Utterance]:
 def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]:
     """The clip of middle length becomes every model's prompt; as many tokens as the first model writes are its answer.
 
-    The same work for all: one that stops early, or repeats itself, is no faster or slower for that. Returns the query,
-    and the settings that its report must name.
+    The same work for all: one that stops early, or repeats itself, is no faster or slower for that; of a clip longer
+    than a model's window its first. Returns the query, and the settings that its report must name.
     """
     heard = [(i.file.name, audio.read(i.file)) for i in clips(tasks)]
     name, clip = sorted(heard, key=lambda x: len(x[1]))[(len(heard) - 1) // 2]
+    scripts = [script.of(who.info.directory) for who in session.live]
+    clip = next(pieces(clip, min((s.window for s in scripts if s.window), default=0)))
     seconds = len(clip) / audio.RATE
     for who in session.live:
         who.prompt = clip
         who.weights = 0  # a token reads none of the encoder's: no bandwidth is told
         who.rounds = latency.Rounds(seconds, kind="clip")
-    answer = written(session, audio.most_tokens(clip))
+    answer = written(session, min(s.most(clip) for s in scripts))
     words = f"the clip {name} ({seconds:.1f} s) is heard and exactly {answer} tokens are written, greedy"
     words += "; the real-time factor is seconds taken over seconds heard"
     said = {"clip_s": round(seconds, 3), "answer_tokens": answer, "query": words}

@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from greenllm import artifact
+from greenllm import artifact, script
 from greenllm.artifact import Artifact, Manifest
 from greenllm.errors import GreenError
 from greenllm.export import archive as archives
@@ -34,6 +35,7 @@ _TEXTS = (
     "Three ways to save energy at home are",
     "def area(width, height):",
 )
+_VOICES = ("110 Hz, 0.7 s", "160 Hz, 1.5 s", "220 Hz, 3 s")  # what a transcriber is asked
 _ANSWER = 16  # tokens of each golden answer
 _OLD = {"numpy": "2.2.6", "onnxruntime": "1.23.2", "onnxruntime-genai": "0.11.4"}  # the last ones for Python 3.10
 _PIN = re.compile(
@@ -115,8 +117,10 @@ def bundle(
             f"{given.path} holds {source.kind!r}: nothing that a device runs.",
             "Export it first: greenllm export CHECKPOINT -o OUT.",
         )
-    if (does := str(source.manifest.details.get("task", ""))).startswith(("image-", "zero-shot-", "automatic-")):
-        raise GreenError(f"{given.path} does {does}; bundles are made of models of text.", "Copy the export itself.")
+    if (does := str(source.manifest.details.get("task", ""))).startswith(("image-", "zero-shot-")):
+        raise GreenError(
+            f"{given.path} does {does}; bundles are made of models of text or speech.", "Copy the export itself."
+        )
     found = load_target(target or str(source.manifest.details.get("target", "cpu")))
     final = archives.named(Path(out or f"{given.path.name}-bundle").absolute(), archive=archive)
     artifact.check_free(final, force=force) if not archives.is_archive(final) else archives.check_free(
@@ -146,7 +150,10 @@ def _fill(part: Path, source: Artifact, target: Target, progress: Progress) -> N
         progress.advance()
     shutil.copyfile(run.__file__, part / RUN)
     manifest = source.manifest.model_copy(deep=True)
-    decoder = manifest.details.get("task") == "text-generation"
+    hears = manifest.details.get("task") == "automatic-speech-recognition"
+    if hears:
+        (part / run.SCRIPT).write_text(json.dumps(asdict(script.of(part))) + "\n", encoding="utf-8")
+    decoder = hears or manifest.details.get("task") == "text-generation"
     last = _gives_last_position(part / run.GRAPH)
     old = target.genai is not None and older(target.genai, *LAST_POSITION)
     if old and last:
@@ -160,7 +167,7 @@ def _fill(part: Path, source: Artifact, target: Target, progress: Progress) -> N
     old_python = not last and (manifest.kind, isa) != ("genai", "aarch64")
     pins = _requirements(manifest.kind, old_python=old_python)
     (part / REQUIREMENTS).write_text("\n".join(pins) + "\n", encoding="utf-8")
-    weights = sum(f.stat().st_size for f in part.glob(f"{run.GRAPH}*"))
+    weights = sum(f.stat().st_size for f in part.glob("*.onnx*"))
     cache, context = _cache(part) if decoder else (0, 1)
     manifest.details["bundle"] = Needs(
         target=target.name, isa=isa, python="3.10" if old_python else "3.11",
@@ -224,7 +231,8 @@ def _golden(part: Path, manifest: Manifest) -> dict[str, Any]:
     kind = manifest.kind
     try:
         model = run.load(part, kind)
-        cases = [model.record(text, _ANSWER) for text in _TEXTS]
+        asked = _VOICES if isinstance(model, run.Listener) else _TEXTS
+        cases = [model.record(text, _ANSWER) for text in asked]
     except run.Refused as e:
         raise GreenError(f"No golden answers can be made here: {e}") from e
     tolerance, why = _tolerance(isinstance(model, run.Encoder), manifest.details)

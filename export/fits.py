@@ -14,6 +14,7 @@ from greenllm.errors import GreenError
 from greenllm.export.targets import Precision, Runtime, Target
 
 CONTEXT = 2048  # tokens to hold where nothing is said
+_LENGTHS = ("max_position_embeddings", "max_target_positions")
 _GB = 2.0**30  # as makers of memory count
 _BLOCK = 512  # tokens of a prompt that are computed at a time
 # Bytes that the loaded runtime takes beside the model, Python and a tokenizer with it. genai and onnx: measured here;
@@ -94,7 +95,7 @@ def shape_of(config: Any, parameters: int, *, generates: bool) -> Shape:
         cached=2 * kept * width,
         vocabulary=int(config.vocab_size) if generates else 0,
         hidden=hidden,
-        longest=int(getattr(config, "max_position_embeddings", 0) or CONTEXT),
+        longest=int(next(filter(None, (getattr(config, k, 0) for k in _LENGTHS)), CONTEXT)),
     )
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from greenllm import merge
-from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, VLM, WRITING, Checkpoint
+from greenllm.audio import WINDOW
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, SPEECH, VLM, WRITING, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import dual, speech, vlm
 from greenllm.export.fused import fuse_attention, keep_norms
@@ -63,6 +64,8 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
     """
     copy_side_files(checkpoint.path, out)
     write_config(out, checkpoint.config, None)
+    if checkpoint.task == SPEECH:
+        speech.settle_language(out)
     if checkpoint.task in SEEING:
         write_processor(checkpoint, out, progress)
     progress.stage("exporting the graph", 1)
@@ -226,7 +229,7 @@ def _encoder(model: PreTrainedModel) -> tuple[nn.Module, tuple[Tensor, ...], Nam
 
 def _dynamic(name: str) -> dict[int, Any]:
     auto = torch.export.Dim.DYNAMIC
-    if name == "pixel_values":
+    if name in ("pixel_values", WINDOW):
         return {0: auto}
     return {0: auto, 2: auto} if name.startswith("past_key_values") else {0: auto, 1: auto}
 

@@ -5,7 +5,9 @@ The first hands the second the keys and values of each of its cross attentions, 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greenllm import audio
-from greenllm.audio import ENCODER
+from greenllm import artifact, audio, script
+from greenllm.audio import ENCODER, WINDOW
 from greenllm.checkpoint import CAPTIONS, Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export.log_mel import LogMel
+from greenllm.features import WAVEFORM, Features
 from greenllm.images import pictures
-from greenllm.tokens import Tokenizer, start_of
+from greenllm.tokens import Tokenizer, read_json, start_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,18 +44,24 @@ class Heard:
 
 
 class Ears(nn.Module):
-    """Clips [B, samples] or pixels [B, C, H, W] to keys and values of each cross attention, [B, heads, T, width]."""
+    """Clips [B, samples] or pixels [B, C, H, W] to keys and values of each cross attention, [B, heads, T, width].
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: the transcriber.
+        front: makes of the clip what it hears.
+    """
+
+    def __init__(self, model: PreTrainedModel, front: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.front = front
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         model: Any = self.model
         # one token has the decoder fill its cache; all of it but keys and values of the clip leaves the graph again
         first = torch.zeros(inputs[0].shape[0], 1, dtype=torch.int64)
-        out = model(**{model.main_input_name: inputs[0]}, decoder_input_ids=first, use_cache=True)
+        out = model(**{model.main_input_name: self.front(inputs[0])}, decoder_input_ids=first, use_cache=True)
         return flat(out.past_key_values.cross_attention_cache)
 
 
@@ -84,20 +94,25 @@ def flat(cache: Any) -> tuple[Tensor, ...]:
     return tuple(t for layer in cache.layers for t in (layer.keys, layer.values))
 
 
+def settle_language(out: Path) -> None:
+    """Have the ``generation_config.json`` of an export name a language by its token: a device has no table of names."""
+    told = read_json(file := out / "generation_config.json")
+    if told.get("language"):
+        known = told.get("lang_to_id") or {}
+        token = script.language_token(out, told["language"], known)
+        named = {"language": next(name for name, t in known.items() if t == token)}
+        artifact.write_atomic(file, json.dumps(told | named, indent=2) + "\n")
+
+
 @torch.no_grad()
 def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
     """Of each graph its file, the function, an example of its inputs, and names of inputs and outputs (Optimum's).
 
     Raises:
-        GreenError: it takes something else than a waveform or pixels of one size, or keeps no keys and values of it.
+        GreenError: see :class:`greenllm.features.Features`; or it keeps no keys and values of what it is given.
     """
-    if model.main_input_name != checkpoint.input:
-        raise GreenError(
-            f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
-            "Models of speech that read waveforms (Moonshine) are exported; spectra (Whisper) are not made here yet.",
-        )
-    given = torch.from_numpy(np.stack([sample(checkpoint).given] * 2))
-    ears, pen = Ears(model), Pen(model)
+    front, name, given = _fed(checkpoint)
+    ears, pen = Ears(model, front), Pen(model)
     try:
         clip = [t.clone() for t in ears(given)]
     except (AttributeError, ValueError, RuntimeError) as e:
@@ -112,33 +127,47 @@ def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
 
     past = [*names("past_key_values", "decoder"), *names("past_key_values", "encoder")]
     return [
-        (ENCODER, ears, (given,), ([checkpoint.input], names("present", "encoder"))),
+        (ENCODER, ears, (given,), ([name], names("present", "encoder"))),
         (DECODER, pen, (ids, *own, *clip), (["input_ids", *past], ["logits", *names("present", "decoder")])),
     ]
 
 
+def _fed(checkpoint: Checkpoint) -> tuple[nn.Module, str, Tensor]:
+    """What makes of the graph's input that of the model, the input's name, and two of it."""
+    if checkpoint.task == CAPTIONS:
+        return nn.Identity(), checkpoint.input, torch.from_numpy(np.stack([sample(checkpoint).given] * 2))
+    extractor, window = Features(checkpoint).extractor, script.of(checkpoint.path).window
+    clips = torch.from_numpy(_noise(2 * (window or audio.RATE))).reshape(2, -1)
+    return LogMel(extractor) if extractor else nn.Identity(), WINDOW if window else WAVEFORM, clips
+
+
 def sample(checkpoint: Checkpoint) -> Heard:
-    """Two seconds, or an image, of noise that falls as 1/f, as it does in speech and photographs; and any tokens."""
+    """Noise that falls as 1/f, as in speech and photographs: two seconds or a window, or an image; any tokens."""
     ids = np.random.default_rng(0).integers(int(checkpoint.words.vocab_size), size=_TOKENS)
     ids[0] = start_of(checkpoint.path)
     if checkpoint.task == CAPTIONS:
         return Heard(pictures(1, checkpoint.image_shape, seed=1)[0], ids[: Tokenizer(checkpoint.path).context])
-    audio.check_rate(checkpoint.path)
-    return Heard(_noise(2 * audio.RATE), ids)
+    asked = script.of(checkpoint.path)
+    return Heard(_noise(min(2 * audio.RATE, asked.window or 2 * audio.RATE)), ids[: asked.room or _TOKENS])
 
 
 @torch.no_grad()
-def in_torch(model: PreTrainedModel, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Keys and values of clip or image, all in one row, and logits [T, V]."""
-    given, ids = torch.from_numpy(heard.given)[None], torch.from_numpy(heard.ids)[None]
-    out = model(**{model.main_input_name: given}, decoder_input_ids=ids, use_cache=True)
+def in_torch(checkpoint: Checkpoint, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Keys and values of clip or image, all in one row, and logits [T, V]; spectra are transformers' own."""
+    model: Any = checkpoint.load_model()
+    ids = torch.from_numpy(heard.ids)[None]
+    seen = checkpoint.task == CAPTIONS
+    given = {checkpoint.input: torch.from_numpy(heard.given)[None]} if seen else Features(checkpoint)(heard.given)
+    out = model(**given, decoder_input_ids=ids, use_cache=True)
     kept = flat(out.past_key_values.cross_attention_cache)
     return torch.cat([t.flatten() for t in kept]).numpy(), out.logits[0].numpy()
 
 
 def in_graphs(encoder: Any, decoder: Any, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The same of two sessions: all tokens but the last are written at once, those one by one through the cache."""
-    clip = encoder.run(None, {encoder.get_inputs()[0].name: heard.given[None]})
+    (takes,) = encoder.get_inputs()
+    missing = max(0, takes.shape[1] - len(heard.given)) if takes.name == WINDOW else 0
+    clip = encoder.run(None, {takes.name: np.pad(heard.given, (0, missing))[None]})
     names = [i.name for i in decoder.get_inputs()]
     own: list[Any] = [np.zeros((*t.shape[:2], 0, t.shape[3]), t.dtype) for t in clip]
     logits = []

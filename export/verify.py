@@ -135,7 +135,7 @@ def verify_adapted(
 def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[str, Any]:
     """Of encoder and decoder both graphs: keys and values of a clip or an image, and with them the logits of tokens."""
     heard = speech.sample(checkpoint)
-    want = speech.in_torch(checkpoint.load_model(), heard)
+    want = speech.in_torch(checkpoint, heard)
     pages.give_back()
     got = speech.in_graphs(_session(path, ENCODER), _session(path), heard)
     if any(g.shape != w.shape or not np.isfinite(g).all() for g, w in zip(got, want, strict=True)):

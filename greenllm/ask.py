@@ -32,6 +32,9 @@ def run(
     clip: Annotated[
         Path | None, typer.Option("--audio", help="transcribers: the file to hear (.wav, .flac, .ogg …)")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="transcribers of several languages: what is spoken (en); default: what they hear")
+    ] = None,
     images: Annotated[
         list[Path] | None, typer.Option("--image", help="models that see: the file to look at", show_default=False)
     ] = None,
@@ -49,7 +52,7 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
-    from greenllm import audio, captions, describe, generate, match, pairs, switch, talk, transcribe, vlm
+    from greenllm import audio, captions, describe, generate, match, pairs, script, switch, talk, transcribe, vlm
     from greenllm.export.archive import opened
 
     image = _one(images or [])
@@ -58,19 +61,21 @@ def run(
         directory = generate.find(path)
         able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
         if captions.sees(directory):
-            more = others or prompt is not None or labels is not None or clip is not None
+            more = others or prompt is not None or labels is not None or bool(clip or language)
             seen = describe.check_asked(model, image, others=more)
             if talk.describe(describe.Describer(directory, threads=threads), seen, max_tokens).finish is None:
                 raise typer.Exit(130)
             return
+        more = others or bool(clip or language or max_tokens)
         if sees := vlm.sees(directory):
             vlm.check_asked(model, labels=labels, clip=clip)
-        elif asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):
+        elif asked := match.check_asked(model, directory, image, labels, others=more):
             match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
             return
-        transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others)
+        transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others, language=language)
         if clip is not None:
-            heard, listener = audio.read(clip), transcribe.Transcriber(directory, threads=threads)
+            heard = audio.read(clip, script.of(directory).longest)
+            listener = transcribe.Transcriber(directory, threads=threads, language=language)
             if talk.transcribe(listener, heard, max_tokens).finish is None:
                 raise typer.Exit(130)
             return

@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greenllm.errors import GreenError
+from greenllm.export.device.run import ENCODER, LONGEST, RATE, SHORTEST
 
-ENCODER = "encoder.onnx"  # the graph of a transcriber that hears; model.onnx beside it writes
-RATE = 16000  # samples a second: what models of speech hear
-_SHORTEST, _LONGEST = 0.1, 120.0  # seconds of a clip
-_TOKENS = 6.5  # a second: what speech has at most; past it a model repeats itself (Moonshine's own limit)
-_ROOM = 8
+__all__ = ["ENCODER", "RATE", "WINDOW", "check_rate", "read"]
+
+WINDOW = "window"  # its input where it hears so many samples, no fewer and no more
 _UNTOLD = 0xFFFFFFF0  # bytes: what a writer of a stream says who does not know
 
 
-def read(path: Path) -> NDArray[np.float32]:
+def read(path: Path, longest: float = LONGEST) -> NDArray[np.float32]:
     """A clip, float32 [samples] at :data:`RATE`; channels are averaged, other rates are resampled (soxr).
 
     Args:
         path: ``.wav``, ``.flac``, ``.ogg`` or whatever else libsndfile reads.
+        longest: seconds that it may last.
 
     Raises:
         GreenError: no such file, no audio, damaged, too short or long, or a library is missing.
@@ -38,7 +38,7 @@ def read(path: Path) -> NDArray[np.float32]:
     try:
         with soundfile.SoundFile(path) as file:
             told, own = file.frames, file.samplerate
-            _check_length(path, told / own)
+            _check_length(path, told / own, longest)
             found = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as e:
         raise GreenError(f"{path} cannot be read as audio: {e}.") from e
@@ -65,11 +65,6 @@ def check_rate(directory: Path) -> None:
         raise GreenError(f"{file}: this model hears {told!r} samples a second; {RATE} are given here.")
 
 
-def most_tokens(clip: NDArray[np.float32]) -> int:
-    """Tokens that a clip's transcript may have."""
-    return int(len(clip) / RATE * _TOKENS) + _ROOM
-
-
 def _check_whole(path: Path) -> None:
     """A ``.wav`` says how long it is; libsndfile reads one that was cut as if it had been meant so."""
     with path.open("rb") as file:
@@ -79,8 +74,8 @@ def _check_whole(path: Path) -> None:
         raise GreenError(f"{path} is damaged: {there:,} of its {told:,} bytes are there.", "Copy it again.")
 
 
-def _check_length(path: Path, seconds: float) -> None:
-    if not _SHORTEST <= seconds <= _LONGEST:
+def _check_length(path: Path, seconds: float, longest: float) -> None:
+    if not SHORTEST <= seconds <= longest:
         raise GreenError(
-            f"{path} lasts {seconds:.2f} s; a clip lasts {_SHORTEST:g} to {_LONGEST:g} s.", "Cut it into sentences."
+            f"{path} lasts {seconds:.2f} s; a clip lasts {SHORTEST:g} to {longest:g} s.", "Cut it into sentences."
         )

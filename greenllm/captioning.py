@@ -30,7 +30,7 @@ def samples(checkpoint: Checkpoint, files: Sequence[Path], progress: Progress) -
     runner, most = TorchCaptioner(checkpoint, checkpoint.load_model()), captions.most_tokens(checkpoint.path)
     found = []
     for file in files:
-        pixels = runner.prompt(str(file))
+        pixels = runner.view(str(file))
         ids = own_words(checkpoint, runner, pixels, most)
         found.append({"pixel_values": torch.from_numpy(pixels)[None], "decoder_input_ids": ids})
         progress.advance()

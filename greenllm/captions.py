@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from greenllm.audio import ENCODER
-from greenllm.tokens import Tokenizer, read_json
+from greenllm.export.device.run import Script
+from greenllm.tokens import Tokenizer, read_json, start_of
 
 TASK = "image-to-text"
 KIND = "vision-encoder-decoder"  # transformers' name of the kind
@@ -23,3 +24,12 @@ def most_tokens(directory: Path) -> int:
     most = told.get("max_new_tokens") or (told.get("max_length") or 0) - 1  # the first token is given
     room = Tokenizer(directory).context - 1
     return min(most if isinstance(most, int) and most > 0 else _MOST, room)
+
+
+def script(directory: Path) -> Script:
+    """How the model in ``directory`` begins and ends a caption.
+
+    Raises:
+        GreenError: no file says where one begins.
+    """
+    return Script((start_of(directory),), tuple(sorted(Tokenizer(directory).ends)))

@@ -34,8 +34,8 @@ CAPTIONS = captions.TASK  # images to text: an encoder sees, a decoder beside it
 VLM = vlm.TASK  # what answers questions about an image: LLaVA
 SEEING = (*IMAGES, PAIRS, CAPTIONS, VLM)
 WRITING = (SPEECH, CAPTIONS)  # two graphs, of which the second writes about what the first was given
-_INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
+_INPUTS = dict.fromkeys(SEEING, "pixel_values")  # speech: the model's own; text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -98,7 +98,9 @@ class Checkpoint:
 
     @property
     def input(self) -> str:
-        """What the model is called with: "input_ids", "pixel_values" or "input_values"."""
+        """What the model is called with: "input_ids", "pixel_values", "input_values" or "input_features"."""
+        if self.task == SPEECH:
+            return str(_class(self.task, self.config).main_input_name)
         return _INPUTS.get(self.task, "input_ids")
 
     @property

@@ -42,7 +42,7 @@ class Describer(Writer):
         Raises:
             GreenError: it is damaged, or the model's files do not say how to make it pixels.
         """
-        return self.runner.prompt(str(image))
+        return self.runner.view(str(image))
 
     def most(self, prompt: Any) -> int:
         """See :class:`greenllm.transcribe.Writer`."""

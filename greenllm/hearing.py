@@ -6,18 +6,21 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from greenllm import audio
+from greenllm import audio, script
 from greenllm.bench.tasks import read
 from greenllm.bench.tasks.items import Utterance
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.export.device.run import pieces
+from greenllm.features import Features
 from greenllm.progress import Progress
-from greenllm.tokens import Tokenizer, start_of
+from greenllm.tokens import Tokenizer
 
-Batch = dict[str, Tensor]  # "input_values" [1, samples], "decoder_input_ids" [1, tokens]
+Batch = dict[str, Tensor]  # "input_values" [1, samples] or "input_features", "decoder_input_ids" [1, tokens]
 _BLANK = 8  # tokens
 
 
@@ -38,7 +41,7 @@ def clips(source: str, count: int) -> list[Path]:
 
 
 def samples(checkpoint: Checkpoint, source: str, count: int, progress: Progress) -> list[Batch]:
-    """One batch a clip; the texts of the file are not used, but the model's own words.
+    """One batch a clip, or a window of one; the texts of the file are not used, but the model's own words.
 
     Raises:
         GreenError: see :func:`clips`.
@@ -50,9 +53,9 @@ def samples(checkpoint: Checkpoint, source: str, count: int, progress: Progress)
     runner = TorchListener(checkpoint, checkpoint.load_model())
     found = []
     for file in files:
-        clip = audio.read(file)
-        ids = own_words(checkpoint, runner, clip, audio.most_tokens(clip))
-        found.append({"input_values": torch.from_numpy(clip)[None], "decoder_input_ids": ids})
+        for clip in pieces(audio.read(file), runner.script.window):
+            ids = own_words(checkpoint, runner, clip, runner.script.most(clip))
+            found.append({**runner.features(clip), "decoder_input_ids": ids})
         progress.advance()
     return found
 
@@ -67,11 +70,11 @@ def own_words(checkpoint: Checkpoint, runner: Any, prompt: Any, most: int) -> Te
         most: tokens that it may write.
     """
     ends = Tokenizer(checkpoint.path).ends
-    written = itertools.takewhile(lambda token: token not in ends, runner.stream(prompt, most))
-    return torch.tensor([[start_of(checkpoint.path), *written]])
+    written = list(itertools.takewhile(lambda token: token not in ends, runner.stream(prompt, most)))
+    return torch.tensor([[*runner.prompt, *written]])
 
 
 def blank(checkpoint: Checkpoint) -> list[Batch]:
     """A second of silence, for a walk that looks at weights alone."""
-    ids = torch.full((1, _BLANK), start_of(checkpoint.path))
-    return [{"input_values": torch.zeros(1, audio.RATE), "decoder_input_ids": ids}]
+    ids = torch.full((1, _BLANK), script.of(checkpoint.path).start[0])
+    return [{**Features(checkpoint)(np.zeros(audio.RATE, np.float32)), "decoder_input_ids": ids}]

@@ -67,17 +67,20 @@ def describe(model: Describer, image: Path, most: int | None) -> Answer:
 
 
 def _write(model: Writer, prompt: Any, most: int | None, what: str) -> Answer:
-    answer = _show(Answer(model, cast("list[int]", prompt), Settings(most)))
+    answer = _show(Answer(model, cast("list[int]", prompt), Settings(most)), spaced=False)
     took = answer.reading + answer.writing
     ends = {None: "; interrupted.", "length": "; cut there.", "stop": "."}[answer.finish]
     _note(f"{what} in {took:.2f} s, {len(answer.tokens)} tokens written{ends}")
     return answer
 
 
-def _show(answer: Answer) -> Answer:
+def _show(answer: Answer, *, spaced: bool = True) -> Answer:
+    """Write it while it comes; not ``spaced``: without the space that Whisper's first word begins with."""
     with contextlib.suppress(Interrupted):
         for piece in answer:
-            sys.stdout.write(piece)
+            shown = piece if spaced else piece.lstrip()
+            spaced = spaced or bool(shown)
+            sys.stdout.write(shown)
             sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()

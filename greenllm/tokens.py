@@ -50,7 +50,7 @@ class Tokenizer:
     def context(self) -> int:
         """Tokens that the model reads at once, as its files say; 2048 where they do not."""
         told = [read_json(self.directory / "genai_config.json").get("model", {}).get("context_length")]
-        told += [self._config.get(k) for k in ("max_position_embeddings", "n_positions")]
+        told += [self._config.get(k) for k in ("max_position_embeddings", "n_positions", "max_target_positions")]
         return next((t for t in told if isinstance(t, int) and t > 1), 2048)
 
     @cached_property

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from greenllm import audio, captions
+from greenllm import audio, captions, script
 from greenllm.errors import GreenError
 from greenllm.generate import Settings, onnx_runner
 from greenllm.tokens import Tokenizer
@@ -41,11 +41,19 @@ class Writer(ABC):
 
 
 class Transcriber(Writer):
-    """What writes what is said in a clip."""
+    """What writes what is said in a clip.
+
+    Raises:
+        GreenError: see :class:`Writer`; or it does not know the language.
+    """
+
+    def __init__(self, directory: Path, *, threads: int | None = None, language: str | None = None) -> None:
+        super().__init__(directory, threads=threads)
+        self.runner.script = self.script = script.of(directory, language)
 
     def most(self, prompt: Any) -> int:
         """See :class:`Writer`."""
-        return audio.most_tokens(prompt)
+        return self.script.most(prompt)
 
 
 def hears(directory: Path) -> bool:
@@ -53,7 +61,9 @@ def hears(directory: Path) -> bool:
     return (directory / audio.ENCODER).is_file() and not captions.sees(directory)
 
 
-def check_asked(model: str, *, able: bool, clip: Path | None, prompt: str | None, others: bool) -> None:
+def check_asked(
+    model: str, *, able: bool, clip: Path | None, prompt: str | None, others: bool, language: str | None = None
+) -> None:
     """Refuse what a model is not asked.
 
     Args:
@@ -62,6 +72,7 @@ def check_asked(model: str, *, able: bool, clip: Path | None, prompt: str | None
         clip: the audio file.
         prompt: what else it is asked.
         others: whether options of text generators were given.
+        language: that it should hear.
 
     Raises:
         GreenError: a clip for a model of text, or text for one that hears; or nothing at all.
@@ -71,5 +82,7 @@ def check_asked(model: str, *, able: bool, clip: Path | None, prompt: str | None
         raise GreenError(f"{model} writes what it hears; it takes a clip alone.", f"Give it one: {way}.")
     if not able and clip is not None:
         raise GreenError(f"{model} does not hear: there is nothing that it does with {clip}.", f"Ask it: {way}.")
+    if language and not able:
+        raise GreenError(f"{model} does not hear: --language says nothing to it.", f"Ask it: {way}.")
     if clip is None and prompt is None:
         raise GreenError(f"There is nothing for {model} to do.", f"Give it {'a clip' if able else 'a prompt'}: {way}.")

@@ -188,3 +188,39 @@ def add_moonshine_tokenizer(path, table):
     )
     made.add_special_tokens(["<unk>", "<s>", "</s>"])
     made.save(str(path / "tokenizer.json"))
+
+
+WHISPER = {"<|sot|>": 128, "<|en|>": 129, "<|de|>": 130, "<|fr|>": 131, "<|transcribe|>": 132, "<|translate|>": 133,
+           "<|startofprev|>": 134, "<|notimestamps|>": 135}  # fmt: skip
+
+
+def make_whisper(path, *, seed=0, mels=80, seconds=2, told=None, **options):
+    """A random Whisper that hears ``seconds`` at once, of the same bytes and its own special tokens."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    torch.manual_seed(seed)
+    shape = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+             "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "d_model": 64, "max_target_positions": 32,
+             "init_std": 0.3, "vocab_size": 136}  # fmt: skip
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "decoder_start_token_id": WHISPER["<|sot|>"]}
+    config = WhisperConfig(num_mel_bins=mels, max_source_positions=50 * seconds,
+                           **{**shape, **options}, **special)  # fmt: skip
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        **special, max_length=config.max_target_positions, no_timestamps_token_id=WHISPER["<|notimestamps|>"],
+        **({"is_multilingual": False, "begin_suppress_tokens": [2]} if told is None else told),
+    )  # fmt: skip
+    model.save_pretrained(path)
+    WhisperFeatureExtractor(feature_size=mels, chunk_length=seconds).save_pretrained(path)
+    make_tokenizer(path)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.add_special_tokens(list(WHISPER))
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory):
+    return make_whisper(tmp_path_factory.mktemp("whisper") / "tiny-whisper")

@@ -155,5 +155,5 @@ def test_real_speech(moonshine, data):
 
     runner = loader("torch").load(str(moonshine), 1)
     clip = audio.read(data / "audio" / "beckett.wav")
-    said = answers.write(runner, Tokens(moonshine), clip, audio.most_tokens(clip), [])
+    said = answers.write(runner, Tokens(moonshine), clip, runner.script.most(clip), [])
     assert speech.errors(said, "ever tried ever failed no matter try again fail again fail better") <= 1

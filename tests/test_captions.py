@@ -177,7 +177,7 @@ def test_both_runners_write_what_transformers_generates(home, tmp_path, encoder,
     for name, where in (("torch", path), ("onnxruntime", done.path)):
         runner = loader(name).load(str(where), 1)
         for file, tokens in zip(seen(home), want, strict=False):
-            assert list(runner.stream(runner.prompt(str(file)), 12))[: len(tokens)] == tokens
+            assert list(runner.stream(runner.view(str(file)), 12))[: len(tokens)] == tokens
 
 
 def test_both_graphs_hold_integers_and_were_compared(int8, home):
@@ -411,4 +411,4 @@ def test_pictures_of_ten_kinds_are_learnt_and_said(data, tmp_path):
     tokenizer = Tokenizer(path)
     assert tokenizer.words(tokenizer.plain(said[0][0])) == said[0][0]
     runner = loader("torch").load(str(path), 1)
-    assert len(list(runner.stream(runner.prompt(str(task.items[0].file)), 5))) == 5
+    assert len(list(runner.stream(runner.view(str(task.items[0].file)), 5))) == 5

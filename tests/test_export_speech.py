@@ -16,7 +16,6 @@ from greenllm.bench.runners import loader
 from greenllm.checkpoint import open_checkpoint
 from greenllm.cli import main
 from greenllm.errors import GreenError
-from greenllm.export.bundle import bundle
 from greenllm.export.quantized import Quantized, join
 from greenllm.generate import load
 from greenllm.recipe import make_step
@@ -120,8 +119,6 @@ def test_what_is_asked_of_the_wrong_model_is_told(int8, clips, tmp_path, capsys)
         assert says in told
     with pytest.raises(GreenError, match="writes what it hears"):
         load(int8.path)
-    with pytest.raises(GreenError, match="bundles are made of models of text"):
-        bundle(int8, tmp_path / "bundle")
 
 
 def test_files_of_others_are_refused(int8, tmp_path):

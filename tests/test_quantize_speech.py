@@ -169,18 +169,9 @@ def test_calibration_is_kept_as_it_was(tiny_moonshine, clips, tmp_path):
     assert all(torch.equal(a[k], b[k]) for a, b in zip(found, back, strict=True) for k in a)
 
 
-def test_a_model_of_another_rate_or_of_spectra_is_refused(tiny_moonshine, tmp_path):
+def test_a_model_of_another_rate_is_refused(tiny_moonshine, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_moonshine, other)
     (other / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
     with pytest.raises(GreenError, match="hears 8000 samples"):
         loader("torch").load(str(other), 1)
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
-
-    shape = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 32, "encoder_attention_heads": 2,
-             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
-    config = WhisperConfig(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-                           max_source_positions=20, max_target_positions=16, num_mel_bins=8, **shape)  # fmt: skip
-    WhisperForConditionalGeneration(config).save_pretrained(tmp_path / "whisper")
-    with pytest.raises(GreenError, match="hears input_features"):
-        loader("torch").load(str(tmp_path / "whisper"), 1)

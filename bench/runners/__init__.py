@@ -110,7 +110,7 @@ class Runner(Protocol):
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts as a model for images and texts reads them, special tokens included."""
 
-    def prompt(self, file: str) -> Any:
+    def view(self, file: str) -> Any:
         """What a model that writes about images is prompted with to say what a file shows."""
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Decoder(ABC):
         """Not for images."""
         raise NotImplementedError(f"a text generator compares no texts with images ({len(texts)} texts)")
 
-    def prompt(self, file: str) -> Any:
+    def view(self, file: str) -> Any:
         """Not for images."""
         raise NotImplementedError(f"a text generator sees nothing ({file})")
 
@@ -187,7 +187,7 @@ class Encoder:
         """Not for images."""
         raise NotImplementedError(f"it compares no texts with images ({len(texts)} texts)")
 
-    def prompt(self, file: str) -> Any:
+    def view(self, file: str) -> Any:
         """Not a generator."""
         raise NotImplementedError(f"an encoder writes nothing about {file}")
 

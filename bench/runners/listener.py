@@ -1,109 +1,122 @@
-"""Encoder and decoder in ONNX Runtime: one graph hears a clip, or sees an image; another writes about it. No torch."""
+"""A decoder beside an encoder: what those in torch and in ONNX Runtime have in common, and the latter. No torch.
+
+One graph hears a clip, or sees an image; another writes about it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
+from numpy.typing import NDArray
 
-from greenllm import audio, captions, images
+from greenllm import audio, captions, images, script
 from greenllm.bench.runners import Decoder, Info
 from greenllm.errors import GreenError
-from greenllm.tokens import start_of
+from greenllm.export.device import run
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_TASK = "automatic-speech-recognition"
 
 
-class OnnxWriter(Decoder):
-    """Two graphs as :mod:`greenllm.export.speech` makes them.
+class Scribe(run.Scribe, Decoder):
+    """A prompt is a clip, float32 [samples], or an image, [C, H, W].
 
-    Args:
-        encoder: its one input to keys and values of each cross attention.
-        decoder: ``input_ids``, own keys and values and those, to ``logits`` and own keys and values.
-        info: of the model; its task is found here.
-
-    Raises:
-        GreenError: other inputs or outputs than greenllm's exports have.
+    A long clip is heard window by window, its first alone by ``prefill``.
     """
 
-    task: ClassVar[str]
-    takes: ClassVar[str]  # the encoder's input
-
-    def __init__(self, encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info) -> None:
-        self.encoder, self.decoder = encoder, decoder
-        self._given = [o.name.replace("present", "past_key_values", 1) for o in encoder.get_outputs()]
-        inputs = {i.name: i for i in decoder.get_inputs()}
-        outputs = {o.name: o for o in decoder.get_outputs()}
-        self._presents = [n for n in outputs if n != "logits"]
-        self._pasts = [n.replace("present", "past_key_values", 1) for n in self._presents]
-        known = {"input_ids", *self._given, *self._pasts}
-        if [i.name for i in encoder.get_inputs()] != [self.takes] or set(inputs) != known or "logits" not in outputs:
-            raise GreenError(f"{info.directory}: a model of {self.task} with the inputs {sorted(inputs)} is not known.")
-        self._empty = [_empty(inputs[n], info.directory) for n in self._pasts]
-        vocabulary = outputs["logits"].shape[-1]
-        self.info = replace(info, task=self.task, vocabulary=vocabulary if isinstance(vocabulary, int) else 0)
-        self._start = start_of(info.directory)
-        self._seen: dict[str, Any] = {}
-        self._own: list[Any] = []
-
     def prefill(self, tokens: Any, answer: int) -> int:
-        """Take in a prompt and write the first token; see :class:`greenllm.bench.runners.Runner`."""
+        """Take in a window or an image and write the first token; see :class:`greenllm.bench.runners.Runner`."""
         del answer  # the cache grows
-        prompt = {self.takes: ort.OrtValue.ortvalue_from_numpy(tokens[None])}
-        self._seen = dict(zip(self._given, self.encoder.run_with_ort_values(None, prompt), strict=True))
-        self._own = self._empty
-        return self.step(self._start)
+        return int(self.begin(tokens).argmax())
 
     def step(self, token: int) -> int:
-        """See :class:`greenllm.bench.runners.Runner`.
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return int(self.follow(token).argmax())
 
-        Raises:
-            GreenError: the logits hold NaN or infinity.
-        """
-        ids = {"input_ids": ort.OrtValue.ortvalue_from_numpy(np.array([[token]]))}
-        feed = ids | self._seen | dict(zip(self._pasts, self._own, strict=True))
-        logits, *self._own = self.decoder.run_with_ort_values(["logits", *self._presents], feed)
-        found = logits.numpy()
-        if not np.isfinite(found).all():
-            raise GreenError("Its logits hold NaN or infinity.")
-        return int(found[0, -1].argmax())
+    def stream(self, tokens: Any, answer: int) -> Iterator[int]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return self.write(tokens, answer)
 
     def logits(self, tokens: list[int]) -> Any:
         """Nothing is predicted without a prompt."""
         raise NotImplementedError(f"it has no logits without a clip or an image ({len(tokens)} tokens)")
 
+
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same.
+
+    Raises:
+        GreenError: they hold NaN or infinity.
+    """
+    if not np.isfinite(logits).all():
+        raise GreenError("Its logits hold NaN or infinity.")
+    return logits
+
+
+class OnnxWriter(run.Listener, Scribe):
+    """Two graphs as :mod:`greenllm.export.speech` makes them.
+
+    Args:
+        encoder: a clip or an image to keys and values of each cross attention.
+        decoder: ``input_ids``, own keys and values and those, to ``logits`` and own keys and values.
+        info: of the model.
+        task: what it does.
+        asked: how it writes.
+    """
+
+    def __init__(self, encoder: Any, decoder: Any, info: Info, task: str, asked: run.Script) -> None:
+        super().__init__(encoder, decoder, asked)
+        vocabulary = next(o.shape[-1] for o in decoder.get_outputs() if o.name == "logits")
+        self.info = replace(info, task=task, vocabulary=vocabulary if isinstance(vocabulary, int) else 0)
+
+    def feed(self, ids: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.export.device.run.Scribe`.
+
+        Raises:
+            GreenError: the logits hold NaN or infinity.
+        """
+        return finite(super().feed(ids))
+
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self._seen, self._own = {}, []
-        del self.encoder, self.decoder
+        self._heard, self._own = {}, []
+        del self._encoder, self._decoder
 
 
 class OnnxListener(OnnxWriter):
     """A transcriber.
 
     Raises:
-        GreenError: see :class:`OnnxWriter`; or a model of another rate.
+        GreenError: other inputs or outputs than greenllm's exports have, or a model of another rate.
     """
-
-    task = "automatic-speech-recognition"
-    takes = "input_values"
 
     def __init__(self, encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info) -> None:
         audio.check_rate(info.directory)
-        super().__init__(encoder, decoder, info)
+        asked = script.of(info.directory)
+        _check(encoder, decoder, info, (audio.WINDOW, asked.window) if asked.window else ("input_values", None))
+        super().__init__(encoder, decoder, info, _TASK, asked)
 
 
 class OnnxCaptioner(OnnxWriter):
-    """What writes what an image shows."""
+    """What writes what an image shows.
 
-    task = captions.TASK
-    takes = "pixel_values"
+    Raises:
+        GreenError: other inputs or outputs than greenllm's exports have.
+    """
 
-    def prompt(self, file: str) -> images.Pixels:
+    def __init__(self, encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info) -> None:
+        _check(encoder, decoder, info, ("pixel_values", None))
+        super().__init__(encoder, decoder, info, captions.TASK, captions.script(info.directory))
+
+    def view(self, file: str) -> images.Pixels:
         """See :class:`greenllm.bench.runners.Runner`."""
-        shape = tuple(self.encoder.get_inputs()[0].shape[1:])
+        shape = tuple(self._encoder.get_inputs()[0].shape[1:])
         return images.fitting(images.read([file], self._processor), shape, self.info.directory)[0]
 
     @cached_property
@@ -111,9 +124,21 @@ class OnnxCaptioner(OnnxWriter):
         return images.Processor(self.info.directory)
 
 
-def _empty(cache: Any, directory: Path) -> ort.OrtValue:
-    """No keys or values yet: [1, heads, 0, width]."""
-    _, heads, _, width = cache.shape
-    if not isinstance(heads, int) or not isinstance(width, int):
-        raise GreenError(f"{directory}: the graph does not say how many heads {cache.name} has and how wide they are.")
-    return ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, width), np.float32))
+def _check(
+    encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info, takes: tuple[str, int | None]
+) -> None:
+    """Refuse graphs that do not fit together, or take another input than this name and width (None: any)."""
+    prompts, inputs = encoder.get_inputs(), {i.name: i for i in decoder.get_inputs()}
+    given = {o.name.replace("present", "past_key_values", 1) for o in encoder.get_outputs()}
+    outputs = {o.name for o in decoder.get_outputs()}
+    own = {n.replace("present", "past_key_values", 1) for n in outputs - {"logits"}}
+    name, width = takes
+    fits = [p.name for p in prompts] == [name] and width in (None, prompts[0].shape[-1])
+    if not fits or set(inputs) != {"input_ids", *given, *own} or "logits" not in outputs:
+        raise GreenError(f"{info.directory}: a model of {name} with the inputs {sorted(inputs)} is not known.")
+    for cache in sorted(own):
+        _, heads, _, width = inputs[cache].shape
+        if not isinstance(heads, int) or not isinstance(width, int):
+            raise GreenError(
+                f"{info.directory}: the graph does not say how many heads {cache} has and how wide they are."
+            )

@@ -39,7 +39,7 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
         raise GreenError(f"{path}: on a GPU this bench runs text generators in ONNX Runtime, nothing else.")
     if (encoder := directory / ENCODER).is_file():
         first = open_session(encoder, threads)
-        sees = OnnxCaptioner.takes in {i.name for i in first.get_inputs()}
+        sees = "pixel_values" in {i.name for i in first.get_inputs()}
         return (OnnxCaptioner if sees else OnnxListener)(first, session, _info(directory, ""))
     if (text := directory / TEXT).is_file():
         from greenllm.bench.runners.dual import OnnxDual

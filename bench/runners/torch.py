@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from greenllm import audio, images, merge
+from greenllm import captions, images, merge, script
 from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
+from greenllm.bench.runners.listener import Scribe, finite
 from greenllm.blocks import blocks_of
 from greenllm.checkpoint import (
     CAPTIONS,
@@ -29,7 +30,8 @@ from greenllm.checkpoint import (
     open_checkpoint,
 )  # fmt: skip
 from greenllm.errors import GreenError
-from greenllm.tokens import start_of
+from greenllm.export.device.run import Script
+from greenllm.features import Features
 
 
 def load(path: str, threads: int, where: Where = CPU) -> Runner:
@@ -171,56 +173,47 @@ class TorchDecoder(_Blocks, Decoder):
         self.model = self._cache = None
 
 
-class TorchWriter(Decoder):
-    """An encoder takes in a clip or an image once, a decoder with a KV cache writes about it."""
+class TorchWriter(Scribe):
+    """An encoder takes in a window of a clip or an image once, a decoder with a KV cache writes about it."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Any, features: Any, asked: Script) -> None:
+        self.features = features
+        self.script = asked
         self.model = model
         self.info = _info(checkpoint, model)
-        self._start = start_of(checkpoint.path)
-        self._seen: Any = None
+        self._heard: Any = None
         self._cache: Any = None
 
     @torch.no_grad()
-    def prefill(self, tokens: Any, answer: int) -> int:
-        """Take in a prompt and write the first token; see :class:`greenllm.bench.runners.Runner`."""
-        del answer  # the cache grows
+    def hear(self, sound: NDArray[np.float32]) -> None:
+        """See :class:`greenllm.export.device.run.Scribe`."""
         self._cache = None
-        self._seen = self.model.get_encoder()(**{self.model.main_input_name: torch.from_numpy(tokens)[None]})
-        return self.step(self._start)
+        self._heard = self.model.get_encoder()(**self.features(sound))
 
     @torch.no_grad()
-    def step(self, token: int) -> int:
-        """See :class:`greenllm.bench.runners.Runner`."""
+    def feed(self, ids: list[int]) -> NDArray[np.float32]:
+        """See :class:`greenllm.export.device.run.Scribe`.
+
+        Raises:
+            GreenError: the logits hold NaN or infinity.
+        """
         out = self.model(
-            encoder_outputs=self._seen, decoder_input_ids=torch.tensor([[token]]),
+            encoder_outputs=self._heard, decoder_input_ids=torch.tensor([ids]),
             past_key_values=self._cache, use_cache=True,
         )  # fmt: skip
         self._cache = out.past_key_values
-        if not torch.isfinite(out.logits).all():
-            raise GreenError("Its logits hold NaN or infinity.")
-        return int(out.logits[0, -1].argmax())
-
-    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
-        """Nothing is predicted without a prompt."""
-        raise NotImplementedError(f"it has no logits without a clip or an image ({len(tokens)} tokens)")
+        return finite(out.logits[0, -1].numpy())
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self.model = self._seen = self._cache = None
+        self.model = self._heard = self._cache = None
 
 
 class TorchListener(TorchWriter):
     """Speech to text."""
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
-        if model.main_input_name != "input_values":
-            raise GreenError(
-                f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
-                "Models of speech that read waveforms (Moonshine) are run; spectra (Whisper) are not made here yet.",
-            )
-        audio.check_rate(checkpoint.path)
-        super().__init__(checkpoint, model)
+        super().__init__(checkpoint, model, Features(checkpoint), script.of(checkpoint.path))
 
 
 class TorchEncoder(_Blocks, Encoder):
@@ -283,9 +276,12 @@ class TorchCaptioner(_Sight, TorchWriter):
     """Image to text."""
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
-        super().__init__(checkpoint, model)
+        def features(pixels: images.Pixels) -> dict[str, torch.Tensor]:
+            return {"pixel_values": torch.from_numpy(pixels)[None]}
+
+        super().__init__(checkpoint, model, features, captions.script(checkpoint.path))
         self._shape = checkpoint.image_shape
 
-    def prompt(self, file: str) -> images.Pixels:
+    def view(self, file: str) -> images.Pixels:
         """See :class:`greenllm.bench.runners.Runner`."""
         return images.fitting(self.pixels([file]), self._shape, self.info.directory)[0]

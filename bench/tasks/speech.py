@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
-from greenllm import audio
+from greenllm import audio, script
 from greenllm.bench.measurement import Measurement, statistic
 from greenllm.bench.results import Paired, Score, TaskResult
 from greenllm.bench.session import Contender, Session
@@ -49,10 +49,10 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     """Have one model transcribe all clips; fill in ``Row.tasks``."""
     del chat  # it is told nothing
     items = [i for i in task.items if isinstance(i, Utterance)]
-    found, said = [], []
+    found, said, asked = [], [], script.of(who.info.directory)
     for item in items:
         clip = noise.on_clip(audio.read(item.file), item.noise, item.file.name)
-        heard = who.model.call("answer", clip, audio.most_tokens(clip), [])
+        heard = who.model.call("answer", clip, asked.most(clip), [])
         found.append(errors(heard, item.text))
         said.append(Said(item.text, found[-1], heard, not found[-1]))
         session.progress.advance()

@@ -1,6 +1,7 @@
 """Run this bundle: check its files, test itself, then answer. It needs what requirements.txt lists and nothing else.
 
 run.py "prompt"      an answer; of an encoder one line of JSON for each text: its embedding
+run.py --audio FILE  what is said in a .wav of 16 kHz, one channel, 16 bits
 run.py --self-test   the golden answers of selftest.json, within the tolerances stated there
 run.py --check       the files alone: SHA-256 of each, none missing, none more
 """
@@ -12,10 +13,14 @@ import hashlib
 import json
 import os
 import platform
+import re
 import stat
 import sys
+import wave
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +28,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST, GOLDEN, GRAPH = "greenllm.json", "selftest.json", "model.onnx"
+ENCODER, SCRIPT = "encoder.onnx", "script.json"  # what a transcriber has besides
+RATE = 16000  # samples a second
+SHORTEST, LONGEST = 0.1, 120.0  # seconds of a clip
+_PACE, _MORE = 6.5, 8  # tokens a second of speech at most: past it a model repeats itself (Moonshine's own limit)
 # On Arm, ONNX Runtime hands 4-bit matrices to KleidiAI, which rounds inputs to 8 bits by the row and not by the block:
 # of SmolLM2 in 4 bits a token's KL divergence from its source went from 0.004 to 0.032 nats, of one token to 0.27.
 EXACT = ("mlas.disable_kleidiai", "1")
@@ -141,30 +150,42 @@ class Decoder(ABC):
 
     def record(self, text: str, count: int) -> dict[str, Any]:
         """A golden case: the prompt's tokens, the likeliest ones after them, and their log-probabilities in nats."""
-        ids, answer, likely = self.encode(text), [], []
-        logits = self.start(ids, count)
-        for left in range(count, 0, -1):
-            answer.append(int(logits.argmax()))
-            likely.append(round(_log_probability(logits, answer[-1]), 4))
-            logits = self.step(answer[-1]) if left > 1 else logits
-        return {"text": text, "prompt": ids, "answer": answer, "log_probabilities": likely}
+        ids = self.encode(text)
+        return {"text": text, "prompt": ids, **_written(self.start(ids, count), self.step, count)}
 
     def departs(self, case: dict[str, Any], tolerance: dict[str, float]) -> str:
-        """What is wrong with a golden case here, in words, or "".
-
-        The expected tokens are fed, so that one near tie does not end the comparison.
-        """
+        """What is wrong with a golden case here, in words, or ""."""
         if self.encode(case["text"]) != case["prompt"]:
             return "the tokenizer splits it otherwise"
-        logits = self.start(case["prompt"], len(case["answer"]))
-        off = 0.0
-        for i, token in enumerate(case["answer"]):
-            logits = self.step(case["answer"][i - 1]) if i else logits
-            best = int(logits.argmax())
-            if not logits[token] >= logits[best] - tolerance["logit"]:
-                return f"token {i + 1} is {best}, not {token}, by {logits[best] - logits[token]:.3g} in logits"
-            off += abs(_log_probability(logits, token) - case["log_probabilities"][i]) / len(case["answer"])
-        return "" if off <= tolerance["nats"] else f"its tokens' log-probabilities are off by {off:.3g} nats on average"
+        return _off(case, tolerance, self.start(case["prompt"], len(case["answer"])), self.step)
+
+
+def _written(logits: np.ndarray, step: Callable[[int], np.ndarray], count: int) -> dict[str, Any]:
+    """Of a golden case the likeliest tokens, from the first one's logits on, and their log-probabilities."""
+    answer: list[int] = []
+    likely = []
+    for left in range(count, 0, -1):
+        answer.append(int(logits.argmax()))
+        likely.append(round(_log_probability(logits, answer[-1]), 4))
+        logits = step(answer[-1]) if left > 1 else logits
+    return {"answer": answer, "log_probabilities": likely}
+
+
+def _off(
+    case: dict[str, Any], tolerance: dict[str, float], logits: np.ndarray, step: Callable[[int], np.ndarray]
+) -> str:
+    """What is wrong with the tokens of a golden case here, or "".
+
+    The expected ones are fed, so that one near tie does not end the comparison.
+    """
+    off = 0.0
+    for i, token in enumerate(case["answer"]):
+        logits = step(case["answer"][i - 1]) if i else logits
+        best = int(logits.argmax())
+        if not logits[token] >= logits[best] - tolerance["logit"]:
+            return f"token {i + 1} is {best}, not {token}, by {logits[best] - logits[token]:.3g} in logits"
+        off += abs(_log_probability(logits, token) - case["log_probabilities"][i]) / len(case["answer"])
+    return "" if off <= tolerance["nats"] else f"its tokens' log-probabilities are off by {off:.3g} nats on average"
 
 
 def _log_probability(logits: np.ndarray, token: int) -> float:
@@ -237,7 +258,14 @@ def _tokenizer(root: Path) -> Any:
     return found
 
 
-def _session(root: Path, threads: int) -> Any:
+def _words(tokenizer: Any) -> Callable[[int], str | None]:
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)
+    return lambda token: stream.step(tokenizer, token)
+
+
+def _session(root: Path, threads: int, graph: str = GRAPH) -> Any:
     import onnxruntime
 
     if hasattr(onnxruntime, "disable_telemetry_events"):
@@ -246,7 +274,7 @@ def _session(root: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry(*EXACT)
-    return onnxruntime.InferenceSession(str(root / GRAPH), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(root / graph), options, providers=["CPUExecutionProvider"])
 
 
 class OnnxDecoder(Decoder):
@@ -298,10 +326,7 @@ class OnnxDecoder(Decoder):
 
     def words(self) -> Callable[[int], str | None]:
         """See :class:`Decoder`."""
-        from tokenizers.decoders import DecodeStream
-
-        stream = DecodeStream(skip_special_tokens=True)
-        return lambda token: stream.step(self._tokenizer, token)
+        return _words(self._tokenizer)
 
 
 class Encoder:
@@ -351,7 +376,211 @@ class Encoder:
         return "" if off <= tolerance["relative"] else f"its vector is off by {off:.3g} of its length"
 
 
-def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encoder:
+@dataclass(frozen=True)
+class Script:
+    """How a transcript begins, goes on and ends, in tokens.
+
+    Attributes:
+        start: what it begins with.
+        languages: of which the one that the model hears comes next; none where it hears one alone.
+        after: what comes then.
+        never: what is not written.
+        never_first: what no transcript begins with.
+        ends: what ends it.
+        room: tokens that it may have, those at its beginning with them; 0 where there is no such limit.
+        window: samples that are heard at once; 0 where that is all of a clip.
+    """
+
+    start: tuple[int, ...]
+    ends: tuple[int, ...]
+    languages: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
+    never_first: tuple[int, ...] = ()
+    room: int = 0
+    window: int = 0
+
+    @property
+    def longest(self) -> float:
+        """Seconds that a clip may last: what is heard at once should be sentences, what is heard by windows an hour."""
+        return 3600.0 if self.window else LONGEST
+
+    def most(self, clip: np.ndarray) -> int:
+        """Tokens that the transcript of a clip [samples] may have."""
+        if not self.window:
+            return int(len(clip) / RATE * _PACE) + _MORE
+        begun = len(self.start) + bool(self.languages) + len(self.after)
+        return max(1, self.room - begun) * sum(1 for _ in pieces(clip, self.window))
+
+
+def pieces(clip: np.ndarray, window: int) -> Iterator[np.ndarray]:
+    """A clip [samples] in pieces of at most ``window`` (0: whole), cut where the last third of each is quietest."""
+    import numpy as np
+
+    while window and len(clip) > window:
+        first, tenth = window - window // 3, RATE // 10
+        energy = np.cumsum(np.square(clip[first:window], dtype=np.float64))
+        at = first + int((energy[tenth:] - energy[:-tenth]).argmin()) + tenth // 2
+        yield clip[:at]
+        clip = clip[at:]
+    yield clip
+
+
+class Scribe(ABC):
+    """Writes what is said in a clip, the likeliest token each time, by its :class:`Script`.
+
+    Attributes:
+        script: see there.
+        prompt: what the transcript that is being written began with.
+        language: its token, None where the model has one alone.
+    """
+
+    script: Script
+    prompt: list[int]
+    language: int | None
+
+    @abstractmethod
+    def hear(self, sound: np.ndarray) -> None:
+        """Take in sound, float32 [samples], and forget what was heard and written."""
+
+    @abstractmethod
+    def feed(self, ids: list[int]) -> np.ndarray:
+        """Logits [V] after some tokens more."""
+
+    def begin(self, sound: np.ndarray, language: int | None = None) -> np.ndarray:
+        """Hear at most a window, float32 [samples], in a known language or the likeliest; logits [V] of a token."""
+        import numpy as np
+
+        self.hear(np.pad(sound, (0, max(0, self.script.window - len(sound)))))
+        first, read = list(self.script.start), 0
+        if self.script.languages:
+            if language is None:
+                heard, read = self.feed(first), len(first)
+                language = max(self.script.languages, key=lambda t: float(heard[t]))
+            first.append(language)
+        self.language, self.prompt = language, [*first, *self.script.after]
+        return self._allowed(self.feed(self.prompt[read:]), [*self.script.never, *self.script.never_first])
+
+    def follow(self, token: int) -> np.ndarray:
+        """Logits [V] after one token more."""
+        return self._allowed(self.feed([token]), list(self.script.never))
+
+    def write(self, clip: np.ndarray, most: int) -> Iterator[int]:
+        """At most ``most`` tokens of a clip, float32 [samples], window by window; the last end may be among them.
+
+        The language is the first window's.
+        """
+        parts, language = list(pieces(clip, self.script.window)), None
+        for number, part in enumerate(parts, 1):
+            logits = self.begin(part, language)
+            language = self.language
+            room = min(most, self.script.room - len(self.prompt) if self.script.room else most)
+            for left in range(room, 0, -1):
+                token = int(logits.argmax())
+                if token in self.script.ends and number < len(parts):
+                    break
+                yield token
+                most -= 1
+                logits = self.follow(token) if left > 1 else logits
+
+    @staticmethod
+    def _allowed(logits: np.ndarray, never: list[int]) -> np.ndarray:
+        if not never:
+            return logits
+        found = logits.copy()
+        found[never] = -float("inf")
+        return found
+
+
+class Listener(Scribe):
+    """Two graphs: one gives keys and values of what is heard, one takes these and its own and writes.
+
+    Args:
+        encoder: of the first graph.
+        decoder: of the second.
+        script: how transcripts go.
+    """
+
+    def __init__(self, encoder: Any, decoder: Any, script: Script) -> None:
+        import numpy as np
+        from onnxruntime import OrtValue
+
+        self.script, self._encoder, self._decoder = script, encoder, decoder
+        self._np, self._value = np, OrtValue.ortvalue_from_numpy
+        self._given = [o.name.replace("present", "past_key_values", 1) for o in encoder.get_outputs()]
+        self._presents = [o.name for o in decoder.get_outputs() if o.name != "logits"]
+        self._pasts = [n.replace("present", "past_key_values", 1) for n in self._presents]
+        shapes = {i.name: i.shape for i in decoder.get_inputs()}
+        self._nothing = [self._value(np.zeros((1, shapes[n][1], 0, shapes[n][3]), np.float32)) for n in self._pasts]
+        self._heard: dict[str, Any] = {}
+        self._own: list[Any] = []
+
+    def hear(self, sound: np.ndarray) -> None:
+        """See :class:`Scribe`."""
+        clip = {self._encoder.get_inputs()[0].name: self._value(self._np.ascontiguousarray(sound[None]))}
+        self._heard = dict(zip(self._given, self._encoder.run_with_ort_values(None, clip)))  # noqa: B905 - Python 3.8
+        self._own = self._nothing
+
+    def feed(self, ids: list[int]) -> np.ndarray:
+        """See :class:`Scribe`."""
+        values = {"input_ids": self._value(self._np.array([ids], dtype=self._np.int64)), **self._heard}
+        values.update(zip(self._pasts, self._own))  # noqa: B905 - the same
+        logits, *self._own = self._decoder.run_with_ort_values(["logits", *self._presents], values)
+        return logits.numpy()[0, -1]
+
+    def record(self, text: str, count: int) -> dict[str, Any]:
+        """A golden case: of a :func:`voice` what its transcript begins with, and as :class:`Decoder` has them."""
+        logits = self.begin(voice(text))
+        count = min(count, self.script.room - len(self.prompt) if self.script.room else count)
+        return {"text": text, "prompt": self.prompt, **_written(logits, self.follow, count)}
+
+    def departs(self, case: dict[str, Any], tolerance: dict[str, float]) -> str:
+        """What is wrong with a golden case here, in words, or ""."""
+        logits = self.begin(voice(case["text"]))
+        if self.prompt != case["prompt"]:
+            return f"it hears another language: {self.prompt}"
+        return _off(case, tolerance, logits, self.follow)
+
+
+def voice(words: str) -> np.ndarray:
+    """A vowel, float32 [samples], sung as ``words`` say: "110 Hz, 1.5 s"."""
+    import numpy as np
+
+    hertz, seconds = map(float, re.findall(r"[\d.]+", words))
+    time = np.arange(int(seconds * RATE)) / RATE
+    tones = np.arange(1, int(4000 / hertz)) * hertz
+    loud = 0.01 + np.exp(-(((tones[:, None] - np.array([700, 1100, 2500])) / 150) ** 2)).sum(1)  # its formants
+    found = (loud[:, None] * np.sin(2 * np.pi * tones[:, None] * time)).sum(0) * np.sin(np.pi * time / seconds)
+    return (0.3 * found / np.abs(found).max()).astype(np.float32)
+
+
+def sound(path: Path, longest: float) -> np.ndarray:
+    """A ``.wav`` of 16 kHz, one channel and 16 bits, float32 [samples].
+
+    Raises:
+        Refused: it is something else, damaged, too short, or lasts more than ``longest`` seconds.
+    """
+    import numpy as np
+
+    try:
+        with wave.open(str(path), "rb") as file:
+            channels, width, rate, count = file.getparams()[:4]
+            raw = file.readframes(count)
+    except (wave.Error, EOFError, OSError) as e:
+        raise Refused(f"{path} cannot be read as .wav: {e or 'it ends too soon'}.") from e
+    if (channels, width, rate) != (1, 2, RATE):
+        raise Refused(
+            f"{path} has {channels} channels of {8 * width} bits at {rate} Hz; here one of 16 bits at {RATE} Hz is "
+            f"heard: ffmpeg -i {path} -ac 1 -ar {RATE} -c:a pcm_s16le heard.wav"
+        )
+    if len(raw) != count * width:
+        raise Refused(f"{path} is damaged: {len(raw):,} of its {count * width:,} bytes of sound are there.")
+    if not SHORTEST <= count / rate <= longest:
+        raise Refused(f"{path} lasts {count / rate:.2f} s; a clip lasts {SHORTEST:g} to {longest:g} s.")
+    return np.frombuffer(raw, "<i2").astype(np.float32) / 32768
+
+
+def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encoder | Listener:
     """The model, ready.
 
     Args:
@@ -366,6 +595,8 @@ def load(root: Path, kind: str, threads: int = 0) -> Genai | OnnxDecoder | Encod
         if kind == "genai":
             return Genai(root, threads)
         session = _session(root, threads)
+        if (root / SCRIPT).is_file():
+            return Listener(_session(root, threads, ENCODER), session, Script(**_read(root / SCRIPT)))
         past = any(i.name.startswith("past") for i in session.get_inputs())
         return OnnxDecoder(root, session) if past else Encoder(root, session)
     except ImportError as e:
@@ -423,15 +654,36 @@ def _prove(model: Any, root: Path, *, again: bool) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="*", help="a prompt; for an encoder any number of texts")
-    parser.add_argument("--max-tokens", type=int, default=256, help="length of the answer at most")
+    parser.add_argument("--audio", type=Path, help="a transcriber: the .wav to hear")
+    parser.add_argument("--max-tokens", type=int, help="length of the answer at most; default: 256, or a clip's")
     parser.add_argument("--raw", action="store_true", help="no chat template around the prompt")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: the runtime's choice")
     parser.add_argument("--self-test", action="store_true")
     parser.add_argument("--check", action="store_true")
     found = parser.parse_args()
-    if not (found.text or found.self_test or found.check):
-        parser.error("give a prompt, --self-test or --check")
+    if not (found.text or found.audio or found.self_test or found.check):
+        parser.error("give a prompt, --audio, --self-test or --check")
     return found
+
+
+def _check_asked(model: Any, asked: argparse.Namespace) -> None:
+    """Refuse a text for a model that hears, and sound for another."""
+    if isinstance(model, Listener) and asked.text:
+        raise Refused("This model writes what it hears: run.py --audio clip.wav")
+    if asked.audio and not isinstance(model, Listener):
+        raise Refused(f"This model does not hear: there is nothing that it does with {asked.audio}.")
+
+
+def _answer(model: Any, root: Path, asked: argparse.Namespace) -> Iterator[str]:
+    """What a model writes, piece by piece."""
+    if isinstance(model, Listener):
+        clip = sound(asked.audio, model.script.longest)
+        word, tokens = _words(_tokenizer(root)), model.write(clip, asked.max_tokens or model.script.most(clip))
+        yield from (word(token) or "" for token in takewhile(lambda t: t not in model.script.ends, tokens))
+        return
+    prompt = " ".join(asked.text)
+    word, ids = model.words(), model.encode(prompt if asked.raw else model.ask(prompt))
+    yield from (word(token) or "" for token in model.answer(ids, asked.max_tokens or 256))
 
 
 def main() -> int:
@@ -444,15 +696,16 @@ def main() -> int:
             print(f"{len(manifest['files'])} files are what {MANIFEST} says", file=sys.stderr)
             return 0
         model = load(root, manifest["kind"], asked.threads)
+        _check_asked(model, asked)
         _prove(model, root, again=asked.self_test)
         if isinstance(model, Encoder):
             for text in asked.text:
                 print(json.dumps([round(float(x), 6) for x in model.vector(model.encode(text))]))
-        elif asked.text:
-            prompt = " ".join(asked.text)
-            word = model.words()
-            for token in model.answer(model.encode(prompt if asked.raw else model.ask(prompt)), asked.max_tokens):
-                print(word(token) or "", end="", flush=True)
+        elif asked.text or asked.audio:
+            begun = not asked.audio  # Whisper's first word begins with a space
+            for piece in _answer(model, root, asked):
+                print(piece if begun else piece.lstrip(), end="", flush=True)
+                begun = begun or bool(piece.strip())
             print()
     except Refused as e:
         print(f"Error: {e}", file=sys.stderr)
