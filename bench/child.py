@@ -86,6 +86,18 @@ class Server:
         """What it writes after a prompt: see :func:`greenllm.bench.answers.write`."""
         return answers.write(self._ready, Tokens(self._ready.info.directory), prompt, most, stops)
 
+    def prompt(self, file: str) -> Any:
+        """What an image file is to a model that writes about images.
+
+        Raises:
+            GreenError: it is damaged, or the model's files do not say how to make it pixels.
+        """
+        return self._ready.prompt(file)
+
+    def describe(self, file: str, most: int) -> str:
+        """What it writes about an image file."""
+        return self.answer(self._ready.prompt(file), most, [])
+
     def count(self, prompt: Any, most: int) -> int:
         """Tokens that it writes after a prompt, the one that ends it included."""
         ends = Tokens(self._ready.info.directory).ends

@@ -12,6 +12,7 @@ _OF_QUERIES = (
     "first_token",
     "encode",
     "real_time",
+    "caption",
     *(f"{x}_p{p}" for x in ("token", "text", "image") for p in (50, 95, 99)),
 )
 _BY_ROUND = (*_OF_QUERIES, "load", "load_cold")  # starts have rounds of their own, and no sittings

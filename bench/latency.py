@@ -154,6 +154,10 @@ class Rounds:
             whole = [sum(q.seconds for q in r) / len(r) for r in self.rounds]
             found = {"real_time": [t / self.prompt for t in whole], "decode": [1 / s for s in steps],
                      "first_token": [t * 1000 for t in first]}  # fmt: skip
+        elif self.kind == "image" and steps:
+            whole = [sum(q.seconds for q in r) / len(r) for r in self.rounds]
+            found = {"caption": [t * 1000 for t in whole], "decode": [1 / s for s in steps],
+                     "first_token": [t * 1000 for t in first]}  # fmt: skip
         elif steps:
             found = {"prefill": [self.prompt / t for t in first], "decode": [1 / s for s in steps],
                      "first_token": [t * 1000 for t in first]}  # fmt: skip
@@ -195,6 +199,6 @@ class Rounds:
 
     def narrow(self, width: float) -> bool:
         """Whether every speed is known to ± ``width`` of itself."""
-        speeds = [v for k, v in self.samples().items() if k in ("prefill", "decode", "encode", "real_time")]
+        speeds = [v for k, v in self.samples().items() if k in ("prefill", "decode", "encode", "real_time", "caption")]
         found = [log_mean(v, "", "", self.sittings or None) for v in speeds]
         return all(m.ci95 is not None and m.ci95[1] <= m.value * (1 + width) for m in found)

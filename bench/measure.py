@@ -10,6 +10,7 @@ from typing import Any
 from greenllm.bench import (
     batches,
     bisect,
+    captions,
     compare,
     lengths,
     loads,
@@ -32,7 +33,7 @@ from greenllm.template import template
 
 Harness = Callable[[Session, int, bool], None]  # items of a task, and whether in a chat
 # What takes something else than text; a module of each says who takes it, what is refused, asked and compared.
-_SENSES: tuple[ModuleType, ...] = (vision, speech)
+_SENSES: tuple[ModuleType, ...] = (vision, speech, captions)
 
 
 @dataclass(frozen=True)

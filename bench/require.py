@@ -21,7 +21,7 @@ from greenllm.errors import GreenError
 _SCORES = {  # of tasks, by requirement; each is decided task by task
     "wer": ("wer",), "bias": ("pct_stereotype", "amb_bias_score", "disamb_bias_score"),
     "refusal": ("refusal_unsafe",), "over_refusal": ("refusal_safe",), "worst_group": ("worst_group",), "gap": ("gap",),
-    "toxicity": ("toxic",),
+    "toxicity": ("toxic",), "bleu": ("bleu",), "chrf": ("chrf",),
 }  # fmt: skip
 ACCURACY = "accuracy"  # the main score of tasks whose main one is none of these
 _NO_ACCURACY = {"likelihood_diff", *(s for names in _SCORES.values() for s in names)}

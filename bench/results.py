@@ -42,6 +42,7 @@ METRICS: dict[str, Metric] = {
     "token_p99": Metric("Per token, p99", "Speed", "lower"),
     "bandwidth": Metric("Weights read while decoding", "Speed", "higher"),
     "real_time": Metric("Real-time factor", "Speed", "lower"),
+    "caption": Metric("Time to a whole caption", "Speed", "lower"),
     "encode": Metric("Encode", "Speed", "higher"),
     "encode_text": Metric("Encode, texts", "Speed", "higher"),
     "text_p50": Metric("Per text, p50", "Speed", "lower"),
@@ -59,7 +60,7 @@ METRICS: dict[str, Metric] = {
     "energy_gross": Metric("Energy per query, gross", "Energy", "lower"),
     "energy_net": Metric("Energy per query, net of idle", "Energy", "lower"),
     "energy_load": Metric("Energy of a start, gross", "Energy", "lower"),
-    "energy_prefill": Metric("Energy of prefill, per prompt token or clip, gross", "Energy", "lower"),
+    "energy_prefill": Metric("Energy of prefill, per prompt token, clip or image, gross", "Energy", "lower"),
     "energy_decode": Metric("Energy of decode, per answered token, gross", "Energy", "lower"),
     "carbon_gross": Metric("Carbon per query, gross", "Energy", "lower"),
     "carbon_net": Metric("Carbon per query, net of idle", "Energy", "lower"),
@@ -154,7 +155,7 @@ class TaskResult(_Strict):
 
     ``scores`` go by lm-eval's names ("acc", "acc_norm", "exact_match"); the first is the task's main one. Of a subgroup
     they are called "acc: group". ``flipped`` counts the answers that differ from the baseline's; ``flips`` are some.
-    ``curves`` go by the kind of disturbance; ``kept`` is the mean of theirs.
+    ``curves`` go by the kind of disturbance; ``kept`` is the mean of theirs. ``written`` is what it wrote about images.
     """
 
     total: int
@@ -165,6 +166,7 @@ class TaskResult(_Strict):
     flips: list[Flip] = Field(default_factory=list)
     curves: dict[str, Curve] = Field(default_factory=dict)
     kept: Score | None = None
+    written: list[str] = Field(default_factory=list)
 
     @property
     def main(self) -> Score:

@@ -71,7 +71,7 @@ def cut(session: Session, tasks: Sequence[Task]) -> tuple[Query, dict[str, Any]]
         who.prompt = clip
         who.weights = 0  # a token reads none of the encoder's: no bandwidth is told
         who.rounds = latency.Rounds(seconds, kind="clip")
-    answer = _written(session, audio.most_tokens(clip))
+    answer = written(session, audio.most_tokens(clip))
     words = f"the clip {name} ({seconds:.1f} s) is heard and exactly {answer} tokens are written, greedy"
     words += "; the real-time factor is seconds taken over seconds heard"
     said = {"clip_s": round(seconds, 3), "answer_tokens": answer, "query": words}
@@ -84,9 +84,9 @@ def quality(session: Session, tasks: Sequence[Task], effort: Effort) -> dict[str
     return {}
 
 
-def _written(session: Session, most: int) -> int:
-    """Tokens of the first living model's transcript of its prompt."""
+def written(session: Session, most: int) -> int:
+    """Tokens that the first living model writes of its prompt, ``most`` at most."""
     for who in list(session.live):
-        with session.watching(who, "first clip"):
+        with session.watching(who, "first answer"):
             return max(2, int(who.model.call("count", who.prompt, most)))
     return 2

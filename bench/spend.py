@@ -82,9 +82,9 @@ def _figures(
     found = {"energy_gross": gross, "energy_net": net}
     if "prefill" in parts:
         first = spent("prefill", who.rounds.by_sitting(lambda q: q.first))[0]
-        clip = who.rounds.kind == "clip"
+        kind = who.rounds.kind
         amount, unit, asks = (
-            (1, "clip", "one clip") if clip else (len(who.prompt), "token", f"{len(who.prompt)} tokens")
+            (len(who.prompt), "token", f"{len(who.prompt)} tokens") if kind == "text" else (1, kind, f"one {kind}")
         )
         note = f"a window of prompts of {asks}, one token answered; everything the meter covers"
         prefill = first.scaled(1 / amount, f"J/{unit}").model_copy(update={"note": note})

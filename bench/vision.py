@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greenllm import images
-from greenllm.bench import fidelity, latency, reading
+from greenllm.bench import captions, fidelity, latency, reading
 from greenllm.bench.measurement import bootstrap
 from greenllm.bench.session import Contender, Effort, Query, Session
 from greenllm.bench.tasks import picture
@@ -40,12 +40,12 @@ def check(session: Session, tasks: Sequence[Task], *, others: bool, batches: boo
     pictured = [isinstance(t.items[0], Picture) for t in tasks]
     captioned = [isinstance(t.items[0], Captioned) for t in tasks]
     if not takes(session):
-        if any(pictured + captioned):
+        if any(pictured + captioned) and not captions.takes(session):
             raise GreenError("A task of images asks image classifiers; these models see nothing.")
         return
     reads = reading.takes(session)
     if any(captioned) and not reads:
-        raise GreenError("A task of captions asks models for images and texts; these read nothing.")
+        raise GreenError("A task of captions asks models for images and texts, or that write; these do neither.")
     if others or not all(p or c for p, c in zip(pictured, captioned, strict=True)):
         raise GreenError(
             "These models take images: no text, pairs, lengths, chat or bisection.",

@@ -182,10 +182,14 @@ def check_format(source: Checkpoint, to: str) -> Format:
     Raises:
         GreenError: there is no such format, or it has no place for this model.
     """
+    from greenllm.checkpoint import WRITING
+
     if to not in get_args(Format):
         raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))}.")
-    if source.task == "automatic-speech-recognition" and to != "onnx":
-        raise GreenError(f"{to} has no place for a transcriber's two graphs.", "Export it with --to onnx.")
+    if source.task in WRITING and to != "onnx":
+        raise GreenError(
+            f"{to} has no place for the two graphs of a transcriber or captioner.", "Export it with --to onnx."
+        )
     if to == "genai" and source.task != "text-generation":
         raise GreenError(f"ORT-GenAI runs decoders; this model does {source.task}.", "Export it with --to onnx.")
     if to == "tensorrt" and source.input == "pixel_values":

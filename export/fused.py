@@ -21,13 +21,16 @@ _NAME = "greenllm_onnxruntime"
 
 def fuse_attention(model: PreTrainedModel) -> bool:
     """Let attention export as MultiHeadAttention; False where the model's own cannot be exchanged."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-    if not getattr(model, "_supports_attention_backend", False):
+    inner = [m for m in model.children() if isinstance(m, PreTrainedModel)]
+    parts = [model] if getattr(model, "_supports_attention_backend", False) else inner  # made of two that do
+    if not parts or not all(getattr(p, "_supports_attention_backend", False) for p in parts):
         return False
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, _mask)
-    model.set_attn_implementation(_NAME)
+    for part in parts:
+        part.set_attn_implementation(_NAME)
     return True
 
 

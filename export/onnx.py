@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from greenllm import merge
-from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, SPEECH, VLM, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, VLM, WRITING, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import dual, speech, vlm
 from greenllm.export.fused import fuse_attention, keep_norms
@@ -45,8 +45,8 @@ def write_onnx(checkpoint: Checkpoint, out: Path, work: Path, target: Target, pr
 
     The quantized matrices are standard ``DequantizeLinear`` (see :mod:`greenllm.export.forms`), so that other
     runtimes read them; ONNX Runtime fuses most when it loads. Where the target has ONNX Runtime's operators, encoders
-    and transcribers take these: it would unpack a whole head that is tied to the embedding at each token. Where the
-    checkpoint or the target wants integer inputs, see :mod:`greenllm.export.int8`.
+    and what writes about clips and images take these: it would unpack a whole head that is tied to the embedding at
+    each token. Where the checkpoint or the target wants integer inputs, see :mod:`greenllm.export.int8`.
 
     Args:
         checkpoint: dense or packed.
@@ -94,7 +94,7 @@ def integer_inputs(checkpoint: Checkpoint, target: Target) -> Inputs:
     4-bit weights, which are made for single rows.
     """
     by_target = target.operators == "onnxruntime" and target.accuracy_level == 4  # noqa: PLR2004 - int8
-    if not by_target or checkpoint.task in (GENERATION, SPEECH, VLM):
+    if not by_target or checkpoint.task in (GENERATION, *WRITING, VLM):
         return checkpoint.inputs
     ends = dict.fromkeys(p for p in checkpoint.projections if checkpoint.is_packed(p))
     return {**ends, **(checkpoint.inputs or dict.fromkeys(quantizable(checkpoint)[0]))}
@@ -137,7 +137,7 @@ def export_graph(
 
 def _parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[speech.Part]:
     """The functions that become graphs."""
-    if checkpoint.task == SPEECH:
+    if checkpoint.task in WRITING:
         return speech.parts(checkpoint, model)
     if checkpoint.task == PAIRS:
         return dual.parts(checkpoint, model)

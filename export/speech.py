@@ -1,6 +1,6 @@
-"""A transcriber as two graphs: one hears a clip, one writes its words, and what both give beside what torch gives.
+"""Encoder and decoder as two graphs: one hears a clip or sees an image, one writes about it; and what torch gives.
 
-The first hands the second the keys and values of each of its cross attentions, so that these are computed once a clip.
+The first hands the second the keys and values of each of its cross attentions, so that these are computed once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from greenllm import audio
 from greenllm.audio import ENCODER
-from greenllm.checkpoint import Checkpoint
+from greenllm.checkpoint import CAPTIONS, Checkpoint
 from greenllm.errors import GreenError
+from greenllm.images import pictures
+from greenllm.tokens import Tokenizer, start_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,9 +30,9 @@ Part = tuple[str, nn.Module, tuple[Tensor, ...], tuple[list[str], list[str]]]
 
 @dataclass(frozen=True)
 class Heard:
-    """What two forms of a transcriber are asked: float32 [samples] of sound, int64 [T] of what it has written."""
+    """What two forms of a model are asked: sound [samples] or pixels [C, H, W], float32; int64 [T] it wrote."""
 
-    clip: NDArray[np.float32]
+    given: NDArray[np.float32]
     ids: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -38,7 +40,7 @@ class Heard:
 
 
 class Ears(nn.Module):
-    """A clip [B, samples] to keys and values of each cross attention in turn, [B, heads, T, width]."""
+    """Clips [B, samples] or pixels [B, C, H, W] to keys and values of each cross attention, [B, heads, T, width]."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -47,15 +49,14 @@ class Ears(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         model: Any = self.model
-        states = model.get_encoder()(inputs[0])[0]
         # one token has the decoder fill its cache; all of it but keys and values of the clip leaves the graph again
-        first = torch.zeros(len(inputs[0]), 1, dtype=torch.int64)
-        out = model.get_decoder()(input_ids=first, encoder_hidden_states=states, use_cache=True)
+        first = torch.zeros(inputs[0].shape[0], 1, dtype=torch.int64)
+        out = model(**{model.main_input_name: inputs[0]}, decoder_input_ids=first, use_cache=True)
         return flat(out.past_key_values.cross_attention_cache)
 
 
 class Pen(nn.Module):
-    """Tokens [B, T], own keys and values, those of the clip, to logits [B, T, V] and own keys and values."""
+    """Tokens [B, T], own keys and values, those of clip or image, to logits [B, T, V] and own keys and values."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -70,11 +71,12 @@ class Pen(nn.Module):
         half = len(given) // 2
         own, clip = (DynamicCache(tuple(zip(k[::2], k[1::2], strict=True))) for k in (given[:half], given[half:]))
         # asked for its shape alone, as the keys that come of it are there
-        states = given[half].new_zeros(len(ids), given[half].shape[2], model.config.hidden_size)
+        states = given[half].new_zeros(ids.shape[0], given[half].shape[2], 1)
         out = model.get_decoder()(
             input_ids=ids, encoder_hidden_states=states, past_key_values=EncoderDecoderCache(own, clip), use_cache=True
         )
-        return (model.get_output_embeddings()(out[0]), *flat(out.past_key_values.self_attention_cache))
+        logits = out.logits if "logits" in out else model.get_output_embeddings()(out[0])
+        return (logits, *flat(out.past_key_values.self_attention_cache))
 
 
 def flat(cache: Any) -> tuple[Tensor, ...]:
@@ -87,17 +89,20 @@ def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
     """Of each graph its file, the function, an example of its inputs, and names of inputs and outputs (Optimum's).
 
     Raises:
-        GreenError: it hears something else than the waveform itself.
+        GreenError: it takes something else than a waveform or pixels of one size, or keeps no keys and values of it.
     """
     if model.main_input_name != checkpoint.input:
         raise GreenError(
             f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
             "Models of speech that read waveforms (Moonshine) are exported; spectra (Whisper) are not made here yet.",
         )
-    audio.check_rate(checkpoint.path)
-    clips = torch.from_numpy(_noise(2 * audio.RATE)).reshape(2, -1)
+    given = torch.from_numpy(np.stack([sample(checkpoint).given] * 2))
     ears, pen = Ears(model), Pen(model)
-    clip = [t.clone() for t in ears(clips)]
+    try:
+        clip = [t.clone() for t in ears(given)]
+    except (AttributeError, ValueError, RuntimeError) as e:
+        line = (str(e).splitlines() or [type(e).__name__])[0]
+        raise GreenError(f"{checkpoint.path}: it keeps no keys and values of its {checkpoint.input}: {line}") from e
     own = [t[:, :, :3].clone() for t in clip]
     ids = torch.ones(2, 5, dtype=torch.int64)
     each = [f"{i}.{{}}.{kind}" for i in range(len(clip) // 2) for kind in ("key", "value")]
@@ -107,30 +112,33 @@ def parts(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Part]:
 
     past = [*names("past_key_values", "decoder"), *names("past_key_values", "encoder")]
     return [
-        (ENCODER, ears, (clips,), (["input_values"], names("present", "encoder"))),
+        (ENCODER, ears, (given,), ([checkpoint.input], names("present", "encoder"))),
         (DECODER, pen, (ids, *own, *clip), (["input_ids", *past], ["logits", *names("present", "decoder")])),
     ]
 
 
 def sample(checkpoint: Checkpoint) -> Heard:
-    """Two seconds that fall as 1/f, as speech does, and any tokens."""
-    ids = np.random.default_rng(0).integers(int(checkpoint.config.vocab_size), size=_TOKENS)
-    ids[0] = int(checkpoint.config.decoder_start_token_id)
+    """Two seconds, or an image, of noise that falls as 1/f, as it does in speech and photographs; and any tokens."""
+    ids = np.random.default_rng(0).integers(int(checkpoint.words.vocab_size), size=_TOKENS)
+    ids[0] = start_of(checkpoint.path)
+    if checkpoint.task == CAPTIONS:
+        return Heard(pictures(1, checkpoint.image_shape, seed=1)[0], ids[: Tokenizer(checkpoint.path).context])
+    audio.check_rate(checkpoint.path)
     return Heard(_noise(2 * audio.RATE), ids)
 
 
 @torch.no_grad()
 def in_torch(model: PreTrainedModel, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Keys and values of the clip, all in one row, and logits [T, V]."""
-    clip, ids = torch.from_numpy(heard.clip)[None], torch.from_numpy(heard.ids)[None]
-    out = model(input_values=clip, decoder_input_ids=ids, use_cache=True)
+    """Keys and values of clip or image, all in one row, and logits [T, V]."""
+    given, ids = torch.from_numpy(heard.given)[None], torch.from_numpy(heard.ids)[None]
+    out = model(**{model.main_input_name: given}, decoder_input_ids=ids, use_cache=True)
     kept = flat(out.past_key_values.cross_attention_cache)
     return torch.cat([t.flatten() for t in kept]).numpy(), out.logits[0].numpy()
 
 
 def in_graphs(encoder: Any, decoder: Any, heard: Heard) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The same of two sessions: all tokens but the last are written at once, those one by one through the cache."""
-    clip = encoder.run(None, {"input_values": heard.clip[None]})
+    clip = encoder.run(None, {encoder.get_inputs()[0].name: heard.given[None]})
     names = [i.name for i in decoder.get_inputs()]
     own: list[Any] = [np.zeros((*t.shape[:2], 0, t.shape[3]), t.dtype) for t in clip]
     logits = []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from greenllm import pages
 from greenllm.audio import ENCODER
-from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SPEECH, VLM, Checkpoint
+from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, VLM, WRITING, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import dual, speech, vlm
 from greenllm.export.int8 import int8_rows
@@ -59,7 +59,7 @@ def verify(
     Raises:
         GreenError: it does not load, gives no numbers, or departs from its source.
     """
-    if checkpoint.task == SPEECH:
+    if checkpoint.task in WRITING:
         return _hear(checkpoint, path, arithmetic)
     if checkpoint.task in (PAIRS, VLM):
         pairs = checkpoint.task == PAIRS
@@ -133,7 +133,7 @@ def verify_adapted(
 
 
 def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[str, Any]:
-    """Of a transcriber both graphs: keys and values of a clip, and with them the logits of tokens."""
+    """Of encoder and decoder both graphs: keys and values of a clip or an image, and with them the logits of tokens."""
     heard = speech.sample(checkpoint)
     want = speech.in_torch(checkpoint.load_model(), heard)
     pages.give_back()
@@ -143,7 +143,8 @@ def _hear(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[st
     relative = float(np.abs(got[0] - want[0]).max() / np.abs(want[0]).max())
     likeness = _likeness(want[1], got[1])
     found = {
-        "against": "torch fp32", "input": "noise that falls as 1/f, as in speech; random tokens", "tokens": len(heard),
+        "against": "torch fp32", "input": "noise that falls as 1/f, as in speech and photographs; random tokens",
+        "tokens": len(heard),
         "max_relative_error": relative,
     } | likeness  # fmt: skip
     if relative > _RELATIVE[arithmetic] or likeness["kl_divergence"] > _LIMITS[arithmetic]:

@@ -49,7 +49,7 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
-    from greenllm import audio, generate, match, pairs, switch, talk, transcribe, vlm
+    from greenllm import audio, captions, describe, generate, match, pairs, switch, talk, transcribe, vlm
     from greenllm.export.archive import opened
 
     image = _one(images or [])
@@ -57,6 +57,12 @@ def run(
     with opened(whole) as path:
         directory = generate.find(path)
         able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
+        if captions.sees(directory):
+            more = others or prompt is not None or labels is not None or clip is not None
+            seen = describe.check_asked(model, image, others=more)
+            if talk.describe(describe.Describer(directory, threads=threads), seen, max_tokens).finish is None:
+                raise typer.Exit(130)
+            return
         if sees := vlm.sees(directory):
             vlm.check_asked(model, labels=labels, clip=clip)
         elif asked := match.check_asked(model, directory, image, labels, others=others or bool(clip or max_tokens)):

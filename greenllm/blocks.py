@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,6 +56,29 @@ def _parts(model: Any) -> tuple[nn.Module, ...]:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return model.get_encoder(), model.get_decoder()
     return ()
+
+
+def check_writer(model: Any, path: Path) -> None:
+    """Refuse an encoder whose blocks are unlike, which no walk goes through, and a decoder that sees nothing of it.
+
+    Raises:
+        GreenError: naming which.
+    """
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    _, blocks = blocks_of(encoder)
+    shapes = {tuple((n, p.shape) for n, p in block.named_parameters()) for block in blocks}
+    if len(shapes) > 1:
+        raise GreenError(
+            f"{path}: the blocks of its encoder, {type(encoder).__name__}, are not alike; such encoders are not "
+            "supported yet.",
+            "Encoders like ViT, DeiT and BEiT are.",
+        )
+    looks = "encoder_hidden_states" in inspect.signature(decoder.forward).parameters
+    if not (looks and decoder.config.is_decoder and getattr(decoder.config, "add_cross_attention", False)):
+        raise GreenError(
+            f"{path}: its decoder, {type(decoder).__name__}, has no cross attention: it sees nothing of the image.",
+            "Decoders like GPT-2, BERT and TrOCR have, with is_decoder and add_cross_attention in config.json.",
+        )
 
 
 def paired(model: Any) -> bool:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact, images, own
-from greenllm.checkpoint import IMAGES, PAIRS, SEEING, SPEECH, VLM, Checkpoint
+from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SEEING, SPEECH, VLM, Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
@@ -31,8 +31,9 @@ def samples(
 ) -> Any:  # fmt: skip
     """Token ids for calibration, int64 [count, length], no padding; of a vision encoder pixels [count, C, H, W].
 
-    Batches of its inputs of a transcriber, one a clip (:func:`greenllm.hearing.samples`), and of a model for images and
-    texts (:func:`greenllm.pairing.samples`) or one that answers about images (:func:`greenllm.looking.samples`).
+    Batches of its inputs of a transcriber, one a clip (:func:`greenllm.hearing.samples`), of what writes about images,
+    one each (:func:`greenllm.captioning.samples`), of a model for images and texts (:func:`greenllm.pairing.samples`)
+    or one that answers about images (:func:`greenllm.looking.samples`).
 
     Args:
         checkpoint: whose tokenizer (and, for "self", whose own words) are used.
@@ -47,16 +48,8 @@ def samples(
     Raises:
         GreenError: the file is empty or unreadable, a row is bad, or there is too little text.
     """
-    if checkpoint.task in IMAGES:
-        return _images(checkpoint, source, count, seed)
-    if checkpoint.task in (PAIRS, VLM):
-        from greenllm import looking, pairing
-
-        return (pairing if checkpoint.task == PAIRS else looking).samples(checkpoint, source, count)
-    if checkpoint.task == SPEECH:
-        from greenllm import hearing
-
-        return hearing.samples(checkpoint, source, count, progress or Silent())
+    if checkpoint.task in (*SEEING, SPEECH):
+        return _not_text(checkpoint, source, count, seed, progress or Silent())
     if source == "self":
         return own.samples(checkpoint, count, length, seed, progress or Silent())
     from transformers import AutoTokenizer
@@ -106,18 +99,36 @@ def _windows(
     return torch.stack([tokens[s * length : (s + 1) * length] for s in starts.tolist()])
 
 
+def _not_text(checkpoint: Checkpoint, source: str, count: int, seed: int, progress: Progress) -> Any:
+    """Samples of a model that sees or hears."""
+    if checkpoint.task in IMAGES:
+        return _images(checkpoint, source, count, seed)
+    if checkpoint.task == CAPTIONS:
+        from greenllm import captioning
+
+        return captioning.samples(checkpoint, _chosen(source, count, seed), progress)
+    if checkpoint.task in (PAIRS, VLM):
+        from greenllm import looking, pairing
+
+        return (pairing if checkpoint.task == PAIRS else looking).samples(checkpoint, source, count)
+    from greenllm import hearing
+
+    return hearing.samples(checkpoint, source, count, progress)
+
+
 def _images(checkpoint: Checkpoint, source: str, count: int, seed: int) -> Tensor:
-    files = list(_image_files(source))
+    processor = images.Processor(checkpoint.path)
+    pixels = images.read(_chosen(source, count, seed), processor)
+    return torch.from_numpy(images.fitting(pixels, checkpoint.image_shape, checkpoint.path))
+
+
+def _chosen(source: str, count: int, seed: int) -> list[Path]:
+    """Some of the images of a file."""
+    files = list(dict.fromkeys(_image_files(source)))
     if len(files) < count:
         raise GreenError(f"{source} has {len(files)} images; {count} are asked for.", "Give more, or fewer --samples.")
     chosen = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]
-    processor = images.Processor(checkpoint.path)
-    found = torch.from_numpy(images.read([files[i] for i in chosen.tolist()], processor))
-    if tuple(found.shape[1:]) != checkpoint.image_shape:
-        raise GreenError(
-            f"{processor.file} makes pixels of {tuple(found.shape[1:])}; the model takes {checkpoint.image_shape}."
-        )
-    return found
+    return [files[i] for i in chosen.tolist()]
 
 
 def _image_files(source: str) -> Iterator[Path]:
@@ -125,7 +136,7 @@ def _image_files(source: str) -> Iterator[Path]:
     path = Path(source).expanduser()
     if path.suffix != ".jsonl":
         raise GreenError(
-            f"A vision encoder cannot be calibrated by {source!r}: it makes no images of its own, and reads no text.",
+            f"A model that sees cannot be calibrated by {source!r}: it makes no images of its own, and reads no text.",
             'Give --calibration images.jsonl with rows {"image": "path.jpg"}; the recipe int8 needs no data.',
         )
     for n, row in _rows(path):
@@ -156,7 +167,7 @@ def check_source(source: str, checkpoint: Checkpoint | None = None) -> None:
     Raises:
         GreenError: see :func:`samples`; a hub data set is looked at when it is read.
     """
-    if checkpoint is not None and checkpoint.task in IMAGES:
+    if checkpoint is not None and checkpoint.task in (*IMAGES, CAPTIONS):
         for file in itertools.islice(_image_files(source), 1):
             images.opened(file)
     elif checkpoint is not None and checkpoint.task == PAIRS:

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, merge, pairs, source, vlm
+from greenllm import artifact, captions, merge, pairs, source, vlm
 from greenllm.artifact import Source
-from greenllm.blocks import paired, sees_and_reads, stacks_of
+from greenllm.blocks import check_writer, paired, sees_and_reads, stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize import activations, bnb
 from greenllm.quantize.packed import BITS, Packed, from_gptq
@@ -30,8 +30,10 @@ GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", 
 IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
 SPEECH = "automatic-speech-recognition"
 PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
+CAPTIONS = captions.TASK  # images to text: an encoder sees, a decoder beside it writes
 VLM = vlm.TASK  # what answers questions about an image: LLaVA
-SEEING = (*IMAGES, PAIRS, VLM)
+SEEING = (*IMAGES, PAIRS, CAPTIONS, VLM)
+WRITING = (SPEECH, CAPTIONS)  # two graphs, of which the second writes about what the first was given
 _INPUTS = {**dict.fromkeys(SEEING, "pixel_values"), SPEECH: "input_values"}  # text alone: "input_ids"
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
@@ -69,9 +71,10 @@ class Checkpoint:
         self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
-        tied = bool(details.get("tied", getattr(self.config, "tie_word_embeddings", False)))
-        self.tied = tied and self.task in (GENERATION, SPEECH, VLM)  # an encoder has no head to share with
-        self.config.tie_word_embeddings = self.words.tie_word_embeddings = self.tied
+        owner = self.words if self.task == CAPTIONS else self.config
+        tied = bool(details.get("tied", getattr(owner, "tie_word_embeddings", False)))
+        self.tied = tied and self.task in (GENERATION, *WRITING, VLM)  # an encoder has no head to share with
+        owner.tie_word_embeddings = self.words.tie_word_embeddings = self.tied
 
     @property
     def quantized(self) -> bool:
@@ -88,6 +91,12 @@ class Checkpoint:
         return activations.read(self.quantization)
 
     @property
+    def words(self) -> Any:
+        """The configuration of what reads and writes words, which may be a part of the whole."""
+        parts = {VLM: "text_config", CAPTIONS: "decoder"}
+        return getattr(self.config, parts[self.task]) if self.task in parts else self.config
+
+    @property
     def input(self) -> str:
         """What the model is called with: "input_ids", "pixel_values" or "input_values"."""
         return _INPUTS.get(self.task, "input_ids")
@@ -99,17 +108,13 @@ class Checkpoint:
         Raises:
             GreenError: they are not of one size.
         """
-        config = self.config.vision_config if self.task in (PAIRS, VLM) else self.config
+        parts = {PAIRS: "vision_config", VLM: "vision_config", CAPTIONS: "encoder"}
+        config = getattr(self.config, parts[self.task]) if self.task in parts else self.config
         size = getattr(config, "image_size", None)
         if size is None:
             raise GreenError(f"{self.path}: no image_size in its configuration; only images of one size are taken.")
         height, width = (size, size) if isinstance(size, int) else size
         return int(getattr(config, "num_channels", 3)), int(height), int(width)  # BLIP's has none: RGB
-
-    @property
-    def words(self) -> Any:
-        """The configuration of what reads and writes words, which may be a part of the whole."""
-        return self.config.text_config if self.task == VLM else self.config
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -137,6 +142,9 @@ class Checkpoint:
                 f"{self.path}: {type(model).__name__} has batch normalization; such networks are not supported yet.",
                 "Vision encoders without it are: ViT, DeiT and their like.",
             )
+        if self.task == CAPTIONS:
+            check_writer(model, self.path)
+            model.get_decoder().config.pad_token_id = None  # no text is padded here, of which transformers would warn
         if self.tied:
             model.tie_weights()
         return model.eval()
@@ -372,6 +380,8 @@ def _task(config: PretrainedConfig) -> str:
         IMAGE_CLASSES: auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         SPEECH: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     }
+    if config.model_type == captions.KIND:
+        return CAPTIONS
     for task, known in heads.items():
         if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
             return task
@@ -418,7 +428,7 @@ def _auto_class(task: str) -> Any:
     return {
         GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
         IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
-        VLM: t.AutoModelForImageTextToText,
+        CAPTIONS: t.AutoModelForImageTextToText, VLM: t.AutoModelForImageTextToText,
     }.get(task, t.AutoModel)  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from greenllm import artifact, switch, template, vlm
+from greenllm import artifact, captions, switch, template, vlm
 from greenllm.audio import ENCODER
 from greenllm.errors import GreenError
 from greenllm.older import cannot_run, silence
@@ -200,6 +200,8 @@ def open_found(directory: Path, *, threads: int | None = None, keep: bool = Fals
     """A text generator in a directory that :func:`find` gave; see :func:`load`."""
     if is_genai(directory):
         return GenaiModel(directory, threads=threads, keep=keep)
+    if captions.sees(directory):
+        raise GreenError(f"{directory} writes what an image shows.", "Give it one: greenllm run OUT --image photo.jpg.")
     if (directory / ENCODER).is_file():
         raise GreenError(f"{directory} writes what it hears.", "Give it a clip: greenllm run OUT --audio clip.wav.")
     if (directory / TEXT).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from greenllm.bench.tasks.items import Utterance
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
+from greenllm.tokens import Tokenizer, start_of
 
 Batch = dict[str, Tensor]  # "input_values" [1, samples], "decoder_input_ids" [1, tokens]
 _BLANK = 8  # tokens
@@ -42,26 +44,34 @@ def samples(checkpoint: Checkpoint, source: str, count: int, progress: Progress)
         GreenError: see :func:`clips`.
     """
     from greenllm.bench.runners.torch import TorchListener
-    from greenllm.bench.texts import Tokens
 
     files = clips(source, count)
     progress.stage("hearing calibration clips", len(files))
     runner = TorchListener(checkpoint, checkpoint.load_model())
-    ends, start = Tokens(checkpoint.path).ends, int(checkpoint.config.decoder_start_token_id)
     found = []
     for file in files:
-        clip, ids = audio.read(file), [start]
-        heard: Any = clip  # what a transcriber is prompted with
-        for token in runner.stream(heard, audio.most_tokens(clip)):
-            if token in ends:
-                break
-            ids.append(token)
-        found.append({"input_values": torch.from_numpy(clip)[None], "decoder_input_ids": torch.tensor([ids])})
+        clip = audio.read(file)
+        ids = own_words(checkpoint, runner, clip, audio.most_tokens(clip))
+        found.append({"input_values": torch.from_numpy(clip)[None], "decoder_input_ids": ids})
         progress.advance()
     return found
 
 
+def own_words(checkpoint: Checkpoint, runner: Any, prompt: Any, most: int) -> Tensor:
+    """What a decoder beside an encoder reads when it writes about a clip or an image, int64 [1, tokens].
+
+    Args:
+        checkpoint: of the model.
+        runner: that runs it.
+        prompt: the clip, float32 [samples], or pixels, float32 [C, H, W].
+        most: tokens that it may write.
+    """
+    ends = Tokenizer(checkpoint.path).ends
+    written = itertools.takewhile(lambda token: token not in ends, runner.stream(prompt, most))
+    return torch.tensor([[start_of(checkpoint.path), *written]])
+
+
 def blank(checkpoint: Checkpoint) -> list[Batch]:
     """A second of silence, for a walk that looks at weights alone."""
-    start = int(checkpoint.config.decoder_start_token_id)
-    return [{"input_values": torch.zeros(1, audio.RATE), "decoder_input_ids": torch.full((1, _BLANK), start)}]
+    ids = torch.full((1, _BLANK), start_of(checkpoint.path))
+    return [{"input_values": torch.zeros(1, audio.RATE), "decoder_input_ids": ids}]

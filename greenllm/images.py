@@ -105,6 +105,20 @@ def read(files: Sequence[str | Path], processor: Callable[[Image.Image], Pixels]
     return np.stack([processor(opened(Path(f))) for f in files])
 
 
+def fitting(pixels: Pixels, shape: tuple[int, ...], directory: Path) -> Pixels:
+    """The same pixels, [B, C, H, W].
+
+    Raises:
+        GreenError: they are none that a model takes, whose files in ``directory`` say how they are made.
+    """
+    if pixels.shape[1:] != shape:
+        raise GreenError(
+            f"{directory / PROCESSOR} makes pixels of {pixels.shape[1:]}; the model takes {tuple(shape)}.",
+            "It comes with the checkpoint: take the one that was made for this model.",
+        )
+    return pixels
+
+
 def pictures(count: int, shape: tuple[int, ...], seed: int = 0) -> Pixels:
     """Made-up pixels, float32 [count, C, H, W], normalized: noise whose amplitude falls as 1/f, as in photographs.
 

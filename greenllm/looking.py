@@ -27,7 +27,7 @@ def asked(source: str, count: int) -> list[tuple[Path, str, str]]:
     """
     items = read(source, count).items if source != "self" else []
     found = [(i.file, i.context, i.answers[0]) for i in items if isinstance(i, Looked)]
-    found += [(i.file, "", i.caption) for i in items if isinstance(i, Captioned)]
+    found += [(i.file, "", i.captions[0]) for i in items if isinstance(i, Captioned)]
     if not found:
         raise GreenError(
             f"Calibration {source!r} has no images with answers, and this model makes none of its own.",

@@ -26,7 +26,7 @@ def pairs(source: str, count: int) -> list[tuple[Path, str]]:
         GreenError: see :func:`greenllm.bench.tasks.read`; or it holds no images with captions or labels.
     """
     items = read(source, count).items if source != "self" else []
-    found = [(i.file, i.caption) for i in items if isinstance(i, Captioned)]
+    found = [(i.file, i.captions[0]) for i in items if isinstance(i, Captioned)]
     found += [(i.file, TEMPLATE.format(i.label)) for i in items if isinstance(i, Picture)]
     if not found:
         raise GreenError(
@@ -50,11 +50,7 @@ def samples(checkpoint: Checkpoint, source: str, count: int) -> list[Batch]:
     found = []
     for at in range(0, len(given), _ROWS):
         files, texts = zip(*given[at : at + _ROWS], strict=True)
-        pixels = images.read(files, processor)
-        if pixels.shape[1:] != checkpoint.image_shape:
-            raise GreenError(
-                f"{processor.file} makes pixels of {pixels.shape[1:]}; the model takes {checkpoint.image_shape}."
-            )
+        pixels = images.fitting(images.read(files, processor), checkpoint.image_shape, checkpoint.path)
         feed = {"pixel_values": pixels} | reader.feed(reader.tokens(texts))
         found.append({name: torch.from_numpy(values) for name, values in feed.items()})
     return found

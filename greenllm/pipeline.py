@@ -178,6 +178,8 @@ def _check_bench(
     require: Sequence[str] = (), **_: Any,
 ) -> None:  # fmt: skip
     """Refuse before any work what the bench would refuse after it."""
+    from greenllm import captions
+    from greenllm.bench import captions as writing
     from greenllm.bench import fidelity, sight, speech, texts
     from greenllm.bench.require import parse
     from greenllm.bench.tasks import read_all, zeroshot
@@ -190,6 +192,8 @@ def _check_bench(
     found = read_all(tasks)
     if does == speech.TASK:
         speech.clips(found)
+    if does == captions.TASK:
+        writing.check_tasks(found)
     if does == VLM:
         sight.check_tasks(found)
     if does == TASK:

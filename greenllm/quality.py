@@ -29,12 +29,16 @@ def loss_of(done: Artifact) -> float | None:
     """What the bench of a compressed model found that it lost; None where it could not compare.
 
     For a generator its perplexity over the source's, for an encoder 1 over the mean cosine of its embeddings
-    to the source's (of images or of texts, the lower one), for a transcriber the source's right words over its own.
+    to the source's (of images or of texts, the lower one), for a transcriber the source's right words over its own, for
+    what writes about images the source's BLEU over its own.
     """
     first, *_, row = results_of(done).rows
     both = [(first.tasks[n], t) for n, t in row.tasks.items() if "wer" in t.scores and n in first.tasks]
     if heard := [(_right(before), _right(after)) for before, after in both]:
         return max(before / after for before, after in heard)
+    bleu = [(first.tasks[n].scores, t.scores) for n, t in row.tasks.items() if "bleu" in t.scores and n in first.tasks]
+    if bleu:
+        return max(a["bleu"].measured.value / max(b["bleu"].measured.value, 1e-6) for a, b in bleu)
     if "perplexity" in row.ratios:
         return row.ratios["perplexity"].value
     cosines = [row[m].value for m in ("cosine", "cosine_text") if m in row]

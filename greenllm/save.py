@@ -56,7 +56,8 @@ def write_config(out: Path, config: PretrainedConfig, quantization: dict[str, An
     if quantization:
         data["quantization_config"] = quantization
         if quantization.get("lm_head"):  # a packed head is a tensor of its own for every reader
-            data["tie_word_embeddings"] = False
+            owner = data["decoder"] if isinstance(data.get("decoder"), dict) else data
+            owner["tie_word_embeddings"] = False
             if "text_config" in data:  # of which transformers takes it else
                 data["text_config"]["tie_word_embeddings"] = False
     artifact.write_atomic(out / "config.json", json.dumps(data, indent=2, default=str) + "\n")

@@ -6,16 +6,17 @@ import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from greenllm import audio, template, vlm
 from greenllm.answer import Answer
+from greenllm.describe import Describer
 from greenllm.errors import GreenError, Interrupted
 from greenllm.generate import Model, OnnxModel, Settings, prompt_of
-from greenllm.transcribe import Transcriber
+from greenllm.transcribe import Transcriber, Writer
 
 Message = dict[str, str]
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
@@ -53,10 +54,23 @@ def say(model: Model, ids: list[int], settings: Settings) -> Answer:
 
 def transcribe(model: Transcriber, clip: NDArray[np.float32], most: int | None) -> Answer:
     """The same of what is said in a clip, float32 [samples], in ``most`` tokens at most."""
-    answer = _show(Answer(model, cast("list[int]", clip), Settings(most)))
-    seconds, took = len(clip) / audio.RATE, answer.reading + answer.writing
+    return _write(model, clip, most, f"{len(clip) / audio.RATE:.1f} s heard")
+
+
+def describe(model: Describer, image: Path, most: int | None) -> Answer:
+    """The same of what an image file shows.
+
+    Raises:
+        GreenError: see :meth:`greenllm.describe.Describer.seen`.
+    """
+    return _write(model, model.seen(image), most, "Seen and written about")
+
+
+def _write(model: Writer, prompt: Any, most: int | None, what: str) -> Answer:
+    answer = _show(Answer(model, cast("list[int]", prompt), Settings(most)))
+    took = answer.reading + answer.writing
     ends = {None: "; interrupted.", "length": "; cut there.", "stop": "."}[answer.finish]
-    _note(f"{seconds:.1f} s heard in {took:.2f} s, {len(answer.tokens)} tokens written{ends}")
+    _note(f"{what} in {took:.2f} s, {len(answer.tokens)} tokens written{ends}")
     return answer
 
 

@@ -37,7 +37,7 @@ class Tokenizer:
     @cached_property
     def ends(self) -> set[int]:
         """Tokens that end an answer, as the model's files name them."""
-        told = [read_json(self.directory / "generation_config.json").get("eos_token_id")]
+        told = [read_json(self.directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
         told += [self._config.get("eos_token_id")]
         told += [
             read_json(self.directory / "genai_config.json").get("model", {}).get("eos_token_id"),
@@ -55,10 +55,10 @@ class Tokenizer:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        """What the model's configuration says; of one that sees too, what it says of texts goes first."""
+        """What the model's configuration says; what it says of the part that reads or writes texts goes first."""
         config = read_json(self.directory / "config.json")
-        text = config.get("text_config")
-        return config | text if isinstance(text, dict) else config
+        parts = [p for p in (config.get("text_config"), config.get("decoder")) if isinstance(p, dict)]
+        return config | parts[0] if parts else config
 
     def special(self, role: Literal["bos", "eos", "pad"]) -> int | None:
         """The token that the tokenizer's configuration gives a role."""
@@ -94,6 +94,18 @@ class Tokenizer:
         found = [list(e.ids) for e in self.inner.encode_batch(texts)]
         self.inner.no_truncation()
         return found
+
+
+def start_of(directory: Path) -> int:
+    """The token that a decoder beside an encoder begins with.
+
+    Raises:
+        GreenError: no file says which.
+    """
+    for file in ("config.json", "generation_config.json"):
+        if isinstance(told := read_json(directory / file).get("decoder_start_token_id"), int):
+            return told
+    raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does an answer begin?")
 
 
 def read_json(file: Path) -> dict[str, Any]:

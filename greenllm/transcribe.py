@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from greenllm import audio
+from greenllm import audio, captions
 from greenllm.errors import GreenError
 from greenllm.generate import Settings, onnx_runner
 from greenllm.tokens import Tokenizer
 
 
-class Transcriber:
-    """A transcriber that is loaded; in :class:`greenllm.answer.Answer` it stands where a text generator does.
+class Writer(ABC):
+    """A decoder beside an encoder, loaded; in :class:`greenllm.answer.Answer` it stands where a text generator does.
 
     Raises:
         GreenError: it cannot be loaded, or hears another rate.
@@ -24,20 +25,32 @@ class Transcriber:
         self.tokenizer = Tokenizer(directory)
         self.context = self.tokenizer.context
         self.reused = 0
-        self._runner = onnx_runner(directory, threads)
+        self.runner = onnx_runner(directory, threads)
 
     def answer(self, ids: Any, settings: Settings) -> Iterator[int | None]:
-        """Tokens of the transcript of a clip, float32 [samples], the one that ends it included."""
-        most = audio.most_tokens(ids)
-        for token in self._runner.stream(ids, min(most, settings.max_tokens or most)):
+        """Tokens about a clip, float32 [samples], or an image, [C, H, W]; the one that ends them included."""
+        most = self.most(ids)
+        for token in self.runner.stream(ids, min(most, settings.max_tokens or most)):
             yield token
             if token in self.tokenizer.ends:
                 break
 
+    @abstractmethod
+    def most(self, prompt: Any) -> int:
+        """Tokens that may be written about a prompt."""
+
+
+class Transcriber(Writer):
+    """What writes what is said in a clip."""
+
+    def most(self, prompt: Any) -> int:
+        """See :class:`Writer`."""
+        return audio.most_tokens(prompt)
+
 
 def hears(directory: Path) -> bool:
     """Whether an exported model writes what it hears."""
-    return (directory / audio.ENCODER).is_file()
+    return (directory / audio.ENCODER).is_file() and not captions.sees(directory)
 
 
 def check_asked(model: str, *, able: bool, clip: Path | None, prompt: str | None, others: bool) -> None:

@@ -48,7 +48,9 @@ class Walk:
         inside = tuple(f"{prefix}." for prefix, _ in self.stacks)
         every = (name for name, _ in self.model.named_parameters() if not name.startswith(inside))
         self.around = [name for name in every if name != f"{checkpoint.head}.weight"]  # no walk goes through the head
-        self.model.config.use_cache = False
+        for part in self.model.modules():
+            if hasattr(part, "config"):  # a decoder beside an encoder may have its own
+                part.config.use_cache = False
         self.calls: list[list[Call]] = []  # of each block of the list that is walked, batch by batch
         self.hidden: list[Tensor] = []
         self.ends: list[list[Tensor]] = []  # of each list that was walked: its last hidden states

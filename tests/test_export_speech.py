@@ -133,7 +133,7 @@ def test_files_of_others_are_refused(int8, tmp_path):
         (tmp_path / "no-start" / file).write_text("{}")
     (tmp_path / "other-rate" / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
     shutil.copy(deploy / "model.onnx", tmp_path / "swapped" / "encoder.onnx")
-    for name, says in [("no-start", "where does a transcript begin"), ("other-rate", "hears 8000"),
+    for name, says in [("no-start", "where does an answer begin"), ("other-rate", "hears 8000"),
                        ("swapped", "is not known")]:  # fmt: skip
         with pytest.raises(GreenError, match=says):
             loader("onnxruntime").load(str(tmp_path / name), 1)

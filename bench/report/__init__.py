@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["escape", "table", "write_report"]
 
-_CARDS = ("disk", "decode", "encode", "real_time", "perplexity", "cosine", "memory", "energy_gross", "carbon_gross")
+_CARDS = (
+    "disk",
+    "decode",
+    "encode",
+    "real_time",
+    "caption",
+    "perplexity",
+    "cosine",
+    "memory",
+    "energy_gross",
+    "carbon_gross",
+)
 
 
 def write_report(results: Results, to: str | Path) -> Path:

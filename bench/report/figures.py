@@ -9,8 +9,8 @@ from greenllm.bench.report.geometry import LEFT, RIGHT, WIDTH, Axis, Line, Mark,
 from greenllm.bench.report.words import number, times
 from greenllm.bench.results import METRICS, Results
 
-_RATIOS = ("perplexity", "bits_per_byte", "prefill", "decode", "encode", "real_time", "disk", "memory", "energy_gross",
-           "energy_net")  # fmt: skip
+_RATIOS = ("perplexity", "bits_per_byte", "prefill", "decode", "encode", "real_time", "caption", "disk", "memory",
+           "energy_gross", "energy_net")  # fmt: skip
 _X = ("carbon_gross", "energy_gross", "token_p50", "text_p50", "image_p50")
 _Y = ("perplexity", "spearman", "cosine")
 _LABEL = 52.0  # the width of a mark's label

@@ -8,6 +8,7 @@ from greenllm.bench.results import METRICS, Results
 
 _PHASES = {"energy_load": "Start", "energy_gross": "Query", "energy_prefill": "Prompt token",
            "energy_decode": "Answer token"}  # fmt: skip
+_TAKEN = {"J/clip": "Clip", "J/image": "Image"}  # of a prefill, where it is no prompt's
 _ROW, _GAP, _TOP, _LABEL = 22.0, 14.0, 34.0, 108.0
 
 
@@ -30,8 +31,9 @@ def by_phase(results: Results) -> Picture | None:
                 title = f"{row.name}: {METRICS[name].label} {number(m.value, m.ci95)} {m.unit}, {m.method}"
                 marks.append(Mark(i, at, y, x0, x1, y, y, label, title))
                 y += _ROW
-        clip = name == "energy_prefill" and any(row[name].unit == "J/clip" for _, row in rows if name in row)
-        yticks.append(Tick((begin + y - _ROW) / 2, "Clip" if clip else _PHASES[name]))
+        units = {row[name].unit for _, row in rows if name in row} if name == "energy_prefill" else set()
+        label = next((of for unit, of in _TAKEN.items() if unit in units), _PHASES[name])
+        yticks.append(Tick((begin + y - _ROW) / 2, label))
         y += _GAP
     caption = (
         "Joules, logarithmic; left is better. Everything the meter covers, idle power included, with 95 % intervals. "

@@ -9,6 +9,7 @@ from greenllm.bench.results import Results, Score, TaskResult
 
 _WORDS = {
     "acc": "", "acc_norm": ", normalized", "exact_match": ", exact match", "wer": ", word error rate",
+    "bleu": ", BLEU", "chrf": ", chrF",
     "worst_group": ", worst group", "gap": ", gap from best to worst group",
     "pct_stereotype": ", prefers the stereotype (none: 50 %)",
     "accuracy_amb": ", where nobody can know", "accuracy_disamb": ", where the context says it",

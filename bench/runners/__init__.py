@@ -86,7 +86,7 @@ class Runner(Protocol):
     def prefill(self, tokens: list[int], answer: int) -> int:
         """Read a prompt, with room for ``answer`` tokens; return the first token of the answer.
 
-        A transcriber's prompt is a clip, float32 [samples].
+        A transcriber's prompt is a clip, float32 [samples]; of what writes about images it is :meth:`prompt`.
         """
 
     def step(self, token: int) -> int:
@@ -109,6 +109,9 @@ class Runner(Protocol):
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts as a model for images and texts reads them, special tokens included."""
+
+    def prompt(self, file: str) -> Any:
+        """What a model that writes about images is prompted with to say what a file shows."""
 
     def close(self) -> None:
         """Free the model."""
@@ -168,6 +171,10 @@ class Decoder(ABC):
         """Not for images."""
         raise NotImplementedError(f"a text generator compares no texts with images ({len(texts)} texts)")
 
+    def prompt(self, file: str) -> Any:
+        """Not for images."""
+        raise NotImplementedError(f"a text generator sees nothing ({file})")
+
 
 class Encoder:
     """What a sentence encoder cannot do."""
@@ -179,6 +186,10 @@ class Encoder:
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Not for images."""
         raise NotImplementedError(f"it compares no texts with images ({len(texts)} texts)")
+
+    def prompt(self, file: str) -> Any:
+        """Not a generator."""
+        raise NotImplementedError(f"an encoder writes nothing about {file}")
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """Not a generator."""

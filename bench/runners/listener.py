@@ -1,36 +1,37 @@
-"""A transcriber in ONNX Runtime: one graph hears a clip, another writes its words. No torch."""
+"""Encoder and decoder in ONNX Runtime: one graph hears a clip, or sees an image; another writes about it. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
 
-from greenllm import audio
+from greenllm import audio, captions, images
 from greenllm.bench.runners import Decoder, Info
 from greenllm.errors import GreenError
-from greenllm.tokens import read_json
-
-_TASK = "automatic-speech-recognition"
+from greenllm.tokens import start_of
 
 
-class OnnxListener(Decoder):
+class OnnxWriter(Decoder):
     """Two graphs as :mod:`greenllm.export.speech` makes them.
 
     Args:
-        encoder: ``input_values`` to keys and values of each cross attention.
+        encoder: its one input to keys and values of each cross attention.
         decoder: ``input_ids``, own keys and values and those, to ``logits`` and own keys and values.
         info: of the model; its task is found here.
 
     Raises:
-        GreenError: other inputs or outputs than greenllm's exports have, or a model of another rate.
+        GreenError: other inputs or outputs than greenllm's exports have.
     """
 
+    task: ClassVar[str]
+    takes: ClassVar[str]  # the encoder's input
+
     def __init__(self, encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info) -> None:
-        audio.check_rate(info.directory)
         self.encoder, self.decoder = encoder, decoder
         self._given = [o.name.replace("present", "past_key_values", 1) for o in encoder.get_outputs()]
         inputs = {i.name: i for i in decoder.get_inputs()}
@@ -38,24 +39,20 @@ class OnnxListener(Decoder):
         self._presents = [n for n in outputs if n != "logits"]
         self._pasts = [n.replace("present", "past_key_values", 1) for n in self._presents]
         known = {"input_ids", *self._given, *self._pasts}
-        if (
-            [i.name for i in encoder.get_inputs()] != ["input_values"]
-            or set(inputs) != known
-            or "logits" not in outputs
-        ):
-            raise GreenError(f"{info.directory}: a transcriber with the inputs {sorted(inputs)} is not known.")
+        if [i.name for i in encoder.get_inputs()] != [self.takes] or set(inputs) != known or "logits" not in outputs:
+            raise GreenError(f"{info.directory}: a model of {self.task} with the inputs {sorted(inputs)} is not known.")
         self._empty = [_empty(inputs[n], info.directory) for n in self._pasts]
         vocabulary = outputs["logits"].shape[-1]
-        self.info = replace(info, task=_TASK, vocabulary=vocabulary if isinstance(vocabulary, int) else 0)
-        self._start = _start(info.directory)
-        self._heard: dict[str, Any] = {}
+        self.info = replace(info, task=self.task, vocabulary=vocabulary if isinstance(vocabulary, int) else 0)
+        self._start = start_of(info.directory)
+        self._seen: dict[str, Any] = {}
         self._own: list[Any] = []
 
     def prefill(self, tokens: Any, answer: int) -> int:
-        """Hear a clip, float32 [samples], and write the first token; see :class:`greenllm.bench.runners.Runner`."""
+        """Take in a prompt and write the first token; see :class:`greenllm.bench.runners.Runner`."""
         del answer  # the cache grows
-        clip = {"input_values": ort.OrtValue.ortvalue_from_numpy(tokens[None])}
-        self._heard = dict(zip(self._given, self.encoder.run_with_ort_values(None, clip), strict=True))
+        prompt = {self.takes: ort.OrtValue.ortvalue_from_numpy(tokens[None])}
+        self._seen = dict(zip(self._given, self.encoder.run_with_ort_values(None, prompt), strict=True))
         self._own = self._empty
         return self.step(self._start)
 
@@ -66,7 +63,7 @@ class OnnxListener(Decoder):
             GreenError: the logits hold NaN or infinity.
         """
         ids = {"input_ids": ort.OrtValue.ortvalue_from_numpy(np.array([[token]]))}
-        feed = ids | self._heard | dict(zip(self._pasts, self._own, strict=True))
+        feed = ids | self._seen | dict(zip(self._pasts, self._own, strict=True))
         logits, *self._own = self.decoder.run_with_ort_values(["logits", *self._presents], feed)
         found = logits.numpy()
         if not np.isfinite(found).all():
@@ -74,13 +71,44 @@ class OnnxListener(Decoder):
         return int(found[0, -1].argmax())
 
     def logits(self, tokens: list[int]) -> Any:
-        """Nothing is predicted without a clip."""
-        raise NotImplementedError(f"a transcriber has no logits without a clip ({len(tokens)} tokens)")
+        """Nothing is predicted without a prompt."""
+        raise NotImplementedError(f"it has no logits without a clip or an image ({len(tokens)} tokens)")
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self._heard, self._own = {}, []
+        self._seen, self._own = {}, []
         del self.encoder, self.decoder
+
+
+class OnnxListener(OnnxWriter):
+    """A transcriber.
+
+    Raises:
+        GreenError: see :class:`OnnxWriter`; or a model of another rate.
+    """
+
+    task = "automatic-speech-recognition"
+    takes = "input_values"
+
+    def __init__(self, encoder: ort.InferenceSession, decoder: ort.InferenceSession, info: Info) -> None:
+        audio.check_rate(info.directory)
+        super().__init__(encoder, decoder, info)
+
+
+class OnnxCaptioner(OnnxWriter):
+    """What writes what an image shows."""
+
+    task = captions.TASK
+    takes = "pixel_values"
+
+    def prompt(self, file: str) -> images.Pixels:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        shape = tuple(self.encoder.get_inputs()[0].shape[1:])
+        return images.fitting(images.read([file], self._processor), shape, self.info.directory)[0]
+
+    @cached_property
+    def _processor(self) -> images.Processor:
+        return images.Processor(self.info.directory)
 
 
 def _empty(cache: Any, directory: Path) -> ort.OrtValue:
@@ -89,11 +117,3 @@ def _empty(cache: Any, directory: Path) -> ort.OrtValue:
     if not isinstance(heads, int) or not isinstance(width, int):
         raise GreenError(f"{directory}: the graph does not say how many heads {cache.name} has and how wide they are.")
     return ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, width), np.float32))
-
-
-def _start(directory: Path) -> int:
-    """The token that a transcript begins with."""
-    for file in ("config.json", "generation_config.json"):
-        if isinstance(told := read_json(directory / file).get("decoder_start_token_id"), int):
-            return told
-    raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does a transcript begin?")

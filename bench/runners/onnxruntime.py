@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from greenllm import artifact
 from greenllm.audio import ENCODER
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
-from greenllm.bench.runners.listener import OnnxListener
+from greenllm.bench.runners.listener import OnnxCaptioner, OnnxListener
 from greenllm.bench.runners.values import values
 from greenllm.errors import GreenError
 from greenllm.export.device.run import EXACT
@@ -38,7 +38,9 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
     if where.gpu and "logits" not in {o.name for o in session.get_outputs()}:
         raise GreenError(f"{path}: on a GPU this bench runs text generators in ONNX Runtime, nothing else.")
     if (encoder := directory / ENCODER).is_file():
-        return OnnxListener(open_session(encoder, threads), session, _info(directory, ""))
+        first = open_session(encoder, threads)
+        sees = OnnxCaptioner.takes in {i.name for i in first.get_inputs()}
+        return (OnnxCaptioner if sees else OnnxListener)(first, session, _info(directory, ""))
     if (text := directory / TEXT).is_file():
         from greenllm.bench.runners.dual import OnnxDual
 

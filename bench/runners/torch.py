@@ -16,8 +16,20 @@ from greenllm import audio, images, merge
 from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
 from greenllm.blocks import blocks_of
-from greenllm.checkpoint import GENERATION, IMAGE_CLASSES, IMAGES, PAIRS, SPEECH, VLM, Checkpoint, open_checkpoint
+from greenllm.checkpoint import (
+    CAPTIONS,
+    GENERATION,
+    IMAGE_CLASSES,
+    IMAGES,
+    PAIRS,
+    SPEECH,
+    VLM,
+    WRITING,
+    Checkpoint,
+    open_checkpoint,
+)  # fmt: skip
 from greenllm.errors import GreenError
+from greenllm.tokens import start_of
 
 
 def load(path: str, threads: int, where: Where = CPU) -> Runner:
@@ -47,7 +59,8 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
 
         return TorchSighted(checkpoint, model)
     kinds: dict[str, Any] = {
-        GENERATION: TorchDecoder, SPEECH: TorchListener, **dict.fromkeys(IMAGES, TorchVision),
+        GENERATION: TorchDecoder, SPEECH: TorchListener, CAPTIONS: TorchCaptioner,
+        **dict.fromkeys(IMAGES, TorchVision),
     }  # fmt: skip
     return cast("Runner", kinds.get(checkpoint.task, TorchEncoder)(checkpoint, model))
 
@@ -57,7 +70,7 @@ def _info(checkpoint: Checkpoint, model: Any) -> Info:
     notes = [f"torch {dtype}, attention {getattr(model.config, '_attn_implementation', 'default')}"]
     if checkpoint.quantized:
         notes.append("packed weights were dequantized to run in torch: their size is real, their speed is not")
-    vocabulary = int(checkpoint.words.vocab_size) if checkpoint.task in (GENERATION, SPEECH, VLM) else 0
+    vocabulary = int(checkpoint.words.vocab_size) if checkpoint.task in (GENERATION, *WRITING, VLM) else 0
     parameters = sum(p.numel() for p in model.parameters())  # a shared matrix comes once
     read = 0 if checkpoint.task == PAIRS else _read_by_a_token(model)
     if checkpoint.task == VLM:  # what sees is done with before the first token
@@ -158,35 +171,29 @@ class TorchDecoder(_Blocks, Decoder):
         self.model = self._cache = None
 
 
-class TorchListener(Decoder):
-    """Speech to text: an encoder hears a clip once, a decoder with a KV cache writes what was said."""
+class TorchWriter(Decoder):
+    """An encoder takes in a clip or an image once, a decoder with a KV cache writes about it."""
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
-        if model.main_input_name != "input_values":
-            raise GreenError(
-                f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
-                "Models of speech that read waveforms (Moonshine) are run; spectra (Whisper) are not made here yet.",
-            )
-        audio.check_rate(checkpoint.path)
         self.model = model
         self.info = _info(checkpoint, model)
-        self._start = int(model.config.decoder_start_token_id)
-        self._heard: Any = None
+        self._start = start_of(checkpoint.path)
+        self._seen: Any = None
         self._cache: Any = None
 
     @torch.no_grad()
     def prefill(self, tokens: Any, answer: int) -> int:
-        """Hear a clip, float32 [samples], and write the first token; see :class:`greenllm.bench.runners.Runner`."""
+        """Take in a prompt and write the first token; see :class:`greenllm.bench.runners.Runner`."""
         del answer  # the cache grows
         self._cache = None
-        self._heard = self.model.get_encoder()(input_values=torch.from_numpy(tokens)[None])
+        self._seen = self.model.get_encoder()(**{self.model.main_input_name: torch.from_numpy(tokens)[None]})
         return self.step(self._start)
 
     @torch.no_grad()
     def step(self, token: int) -> int:
         """See :class:`greenllm.bench.runners.Runner`."""
         out = self.model(
-            encoder_outputs=self._heard, decoder_input_ids=torch.tensor([[token]]),
+            encoder_outputs=self._seen, decoder_input_ids=torch.tensor([[token]]),
             past_key_values=self._cache, use_cache=True,
         )  # fmt: skip
         self._cache = out.past_key_values
@@ -195,12 +202,25 @@ class TorchListener(Decoder):
         return int(out.logits[0, -1].argmax())
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
-        """Nothing is predicted without a clip."""
-        raise NotImplementedError(f"a transcriber has no logits without a clip ({len(tokens)} tokens)")
+        """Nothing is predicted without a prompt."""
+        raise NotImplementedError(f"it has no logits without a clip or an image ({len(tokens)} tokens)")
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
-        self.model = self._heard = self._cache = None
+        self.model = self._seen = self._cache = None
+
+
+class TorchListener(TorchWriter):
+    """Speech to text."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        if model.main_input_name != "input_values":
+            raise GreenError(
+                f"{checkpoint.path}: this model hears {model.main_input_name}, not the waveform itself.",
+                "Models of speech that read waveforms (Moonshine) are run; spectra (Whisper) are not made here yet.",
+            )
+        audio.check_rate(checkpoint.path)
+        super().__init__(checkpoint, model)
 
 
 class TorchEncoder(_Blocks, Encoder):
@@ -223,19 +243,29 @@ class TorchEncoder(_Blocks, Encoder):
         self.model = None
 
 
-class TorchVision(Encoder):
-    """A vision encoder; images are prepared by transformers' own processor."""
+class _Sight:
+    """What makes pixels of image files: transformers' own processor."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
-        self.model = model
-        classes = int(model.config.num_labels) if checkpoint.task == IMAGE_CLASSES else 0
-        self.info = replace(_info(checkpoint, model), vocabulary=classes, image=checkpoint.image_shape)
+    info: Info
 
     @cached_property
     def _processor(self) -> Any:
         from greenllm.export.vision import processor_of
 
         return processor_of(self.info.directory)
+
+    def pixels(self, files: Sequence[str]) -> images.Pixels:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return images.read(files, self._processor)
+
+
+class TorchVision(_Sight, Encoder):
+    """A vision encoder."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.model = model
+        classes = int(model.config.num_labels) if checkpoint.task == IMAGE_CLASSES else 0
+        self.info = replace(_info(checkpoint, model), vocabulary=classes, image=checkpoint.image_shape)
 
     @torch.no_grad()
     def encode(self, batch: Any) -> NDArray[np.float32]:
@@ -244,10 +274,18 @@ class TorchVision(Encoder):
         found: NDArray[np.float32] = images.vector(images.answer_of(out)[1]).numpy()
         return found
 
-    def pixels(self, files: Sequence[str]) -> images.Pixels:
-        """See :class:`greenllm.bench.runners.Runner`."""
-        return images.read(files, self._processor)
-
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         self.model = None
+
+
+class TorchCaptioner(_Sight, TorchWriter):
+    """Image to text."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        super().__init__(checkpoint, model)
+        self._shape = checkpoint.image_shape
+
+    def prompt(self, file: str) -> images.Pixels:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        return images.fitting(self.pixels([file]), self._shape, self.info.directory)[0]

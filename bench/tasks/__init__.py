@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from greenllm.bench.session import Session
-from greenllm.bench.tasks import answer, choice, picture, refusal, retrieval, speech, stereotypes, toxicity, unclear
+from greenllm import captions as writing
+from greenllm.bench.session import Contender, Session
+from greenllm.bench.tasks import (
+    answer,
+    captions,
+    choice,
+    picture,
+    refusal,
+    retrieval,
+    speech,
+    stereotypes,
+    toxicity,
+    unclear,
+)
 from greenllm.bench.tasks.flips import Said, flips
 from greenllm.bench.tasks.items import (
     Captioned,
@@ -22,8 +34,15 @@ from greenllm.bench.tasks.read import read, read_all
 
 __all__ = ["Task", "read", "read_all", "run"]
 
+
+def _captioned(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:
+    """Captions are written, or found among others by models that only compare."""
+    ask = captions.ask if who.info.task == writing.TASK else retrieval.ask
+    return ask(session, who, task, chat=chat)
+
+
 _ASK = {Item: choice.ask, Question: answer.ask, Looked: answer.ask, Picture: picture.ask, Utterance: speech.ask,
-        Pair: stereotypes.ask, Captioned: retrieval.ask, Unclear: unclear.ask, Prompt: refusal.ask,
+        Pair: stereotypes.ask, Captioned: _captioned, Unclear: unclear.ask, Prompt: refusal.ask,
         Opening: toxicity.ask}  # fmt: skip
 
 

@@ -11,7 +11,8 @@ question, passage, answer                 BoolQ: passage, "Question: …?" and "
 text, label                               classification: "Text: …" and "Label:"; the labels of all rows to choose from
 image, label                              image classification: a path relative to the file, and the class
 image, question, answer (or answers)      a free answer about an image: the image, and the question as it is
-image, caption                            retrieval: a path relative to the file, and what is said of the image
+image, caption (or captions)              captions: a path relative to the file, and what is said of the image: what a
+                                          model writes is compared with it, or it is what one that compares finds
 context (or prompt), answer (or answers)  a free answer: the context as it is
 question, answer (or answers)             a free answer: "Question: …" and "Answer:"
 sent_more, sent_less, bias_type           CrowS-Pairs: see :mod:`greenllm.bench.tasks.published`
@@ -22,7 +23,8 @@ prompt, continuation                      RealToxicityPrompts: the same
 
 A label is a number from 0, a letter or the text of a choice; that of a classification is its text, that of an image the
 name or the index of the model's class; a model that reads chooses among the names of all rows. ``answers`` is a
-list of which any is right. With a column ``group`` beside these, the share that is right is told for each group too.
+list of which any is right, ``captions`` one of what is said of an image. With a column ``group`` beside these, the
+share that is right is told for each group too.
 """
 
 from __future__ import annotations
@@ -78,7 +80,10 @@ def _picture(row: dict[str, Any]) -> Picture:
 
 
 def _captioned(row: dict[str, Any]) -> Captioned:
-    return Captioned(Path(_text(row["image"])), _text(row["caption"]).strip(), "")
+    given = row["captions"] if "captions" in row else [row["caption"]]
+    if not isinstance(given, list) or not given:
+        raise TypeError("its captions are no list of one or more")
+    return Captioned(Path(_text(row["image"])), tuple(_text(c).strip() for c in given), "")
 
 
 def _free(row: dict[str, Any]) -> Question:
@@ -143,6 +148,7 @@ FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
     ("image", "question", "answers"): _looked,
     ("image", "label"): _picture,
     ("image", "caption"): _captioned,
+    ("image", "captions"): _captioned,
     ("context", "choices", "label"): _plain,
     ("ctx", "endings", "label"): _hellaswag,
     ("question", "choices", "label"): _arc,

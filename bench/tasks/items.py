@@ -131,11 +131,11 @@ class Picture(Grouped):
 
 @dataclass(frozen=True)
 class Captioned(Grouped):
-    """An image file and what is said of it; ``where`` is its file and line."""
+    """An image file and what is said of it, once or several times; ``where`` is its file and line."""
 
     key: ClassVar[str] = "image"
     file: Path
-    caption: str
+    captions: tuple[str, ...]
     where: str
     group: str = ""
 

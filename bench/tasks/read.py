@@ -113,7 +113,7 @@ def _item(path: Path, where: str, row: dict[str, Any]) -> Entry | Labelled:
             raise GreenError(f"{where}: its group {row['group']!r} is no name.", "Give a text or a number.")
         item = replace(item, group=str(row["group"]).strip())
     if isinstance(item, Looked | Picture | Captioned | Utterance):
-        if isinstance(item, Captioned) and not item.caption:
+        if isinstance(item, Captioned) and not all(item.captions):
             raise GreenError(f"{where}: its caption is empty.")
         if isinstance(item, Looked) and not all(t.strip() for t in _told(item)):
             raise GreenError(f"{where}: an empty question or answer cannot be scored.")

@@ -30,7 +30,7 @@ def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Sai
     row, column = ({name: n for n, name in enumerate(names)} for names in (files, captions))
     belongs = np.zeros((len(files), len(captions)), bool)
     for i in items:
-        belongs[row[str(i.file)], column[i.caption]] = True
+        belongs[row[str(i.file)], [column[c] for c in i.captions]] = True
     seen = []
     for at in range(0, len(files), _BATCH):
         seen.append(who.model.call("look", files[at : at + _BATCH]))

@@ -23,6 +23,10 @@ _SCORES = {  # by one that a task of the kind has
     "lower-cased and without punctuation; greedy, 6.5 tokens a second of the clip at most. Clips of other "
     "rates are resampled to the model's own (soxr), channels averaged. Interval: percentile bootstrap over "
     "clips, of the paired difference too; few clips make it too narrow.",
+    "bleu": "Captions: what is written about an image, greedy, as many tokens as the model's files allow or 64, beside "
+    "what people wrote (sacrebleu, lower-cased, tokenizer 13a). BLEU is that of all captions together, chrF the mean "
+    "over images. Interval: percentile bootstrap over images, of the paired difference too; few images make it too "
+    "narrow. Images are made pixels as the model's preprocessor_config.json says.",
     "pct_stereotype": "Sentence pairs (CrowS-Pairs): how often the more stereotypical sentence is the likelier, "
     "whole, as lm-eval has it for causal models; 50 % is no preference, less is counted as better. Never in a chat. "
     "Interval: Wilson's.",

@@ -24,7 +24,7 @@ def texts(task: Task) -> list[str]:
     Raises:
         GreenError: labels that are no names, one class alone, one pair alone, or a task of another kind.
     """
-    if captions := dict.fromkeys(i.caption for i in task.items if isinstance(i, Captioned)):
+    if captions := dict.fromkeys(c for i in task.items if isinstance(i, Captioned) for c in i.captions):
         if len(captions) < 2:  # noqa: PLR2004
             raise GreenError(f"{task.name} has one caption: there is nothing to retrieve it from.", "Give more rows.")
         return list(captions)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from greenllm import __version__
 from greenllm.blocks import stacks_of
-from greenllm.checkpoint import IMAGES, PAIRS, SPEECH, VLM, Checkpoint
+from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SPEECH, VLM, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
@@ -123,6 +123,10 @@ def _nothing(checkpoint: Checkpoint) -> Tensor | list[Batch]:
         from greenllm import pairing
 
         return pairing.blank(checkpoint)
+    if checkpoint.task == CAPTIONS:
+        from greenllm import captioning
+
+        return captioning.blank(checkpoint)
     if checkpoint.task == VLM:
         from greenllm import looking
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm.checkpoint import SPEECH, VLM, Checkpoint
+from greenllm.checkpoint import VLM, WRITING, Checkpoint
 from greenllm.errors import GreenError
 from greenllm.quantize.activations import Kind
 from greenllm.quantize.grid import Grid
@@ -105,7 +105,7 @@ class Quantize:
             raise GreenError("parts leaves everything as it is.", "Quantize something, or leave the step out.")
         if self.awq and self.smooth:
             raise GreenError("awq and smooth both scale the inputs.", "Choose one of --awq and --smooth.")
-        if checkpoint.task in (SPEECH, VLM) and (self.awq or self.smooth or self.activations != "float"):
+        if checkpoint.task in (*WRITING, VLM) and (self.awq or self.smooth or self.activations != "float"):
             raise GreenError(
                 f"Of a model that does {checkpoint.task} weights alone become integers.",
                 "Leave out --awq, --smooth and --activations.",
