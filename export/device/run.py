@@ -530,16 +530,26 @@ class Listener(Scribe):
 
     def record(self, text: str, count: int) -> dict[str, Any]:
         """A golden case: of a :func:`voice` what its transcript begins with, and as :class:`Decoder` has them."""
-        logits = self.begin(voice(text))
+        logits = self._sung(text)
         count = min(count, self.script.room - len(self.prompt) if self.script.room else count)
-        return {"text": text, "prompt": self.prompt, **_written(logits, self.follow, count)}
+        return {"text": text, "prompt": self.prompt, **_written(logits, self._further, count)}
 
     def departs(self, case: dict[str, Any], tolerance: dict[str, float]) -> str:
         """What is wrong with a golden case here, in words, or ""."""
-        logits = self.begin(voice(case["text"]))
+        logits = self._sung(case["text"])
         if self.prompt != case["prompt"]:
-            return f"it hears another language: {self.prompt}"
-        return _off(case, tolerance, logits, self.follow)
+            return f"a transcript begins with {self.prompt}, not {case['prompt']}"
+        return _off(case, tolerance, logits, self._further)
+
+    def _sung(self, text: str) -> np.ndarray:
+        return self._on(self.begin(next(pieces(voice(text), self.script.window))))
+
+    def _further(self, token: int) -> np.ndarray:
+        return self._on(self.follow(token))
+
+    def _on(self, logits: np.ndarray) -> np.ndarray:
+        """Logits without an end: there are no words in a :func:`voice`, and nothing is tested by none."""
+        return self._allowed(logits, list(self.script.ends))
 
 
 def voice(words: str) -> np.ndarray:
