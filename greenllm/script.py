@@ -27,7 +27,7 @@ def of(directory: Path, language: str | None = None) -> Script:
         GreenError: its files do not say where a transcript begins, are damaged, or know no such language.
     """
     config, told = read_json(directory / "config.json"), read_json(file := directory / "generation_config.json")
-    if file.is_file() and not told:
+    if not told and file.is_file() and file.read_bytes().strip() != b"{}":
         raise GreenError(f"{file} is damaged.", "Copy it again from where the model came.")
     start = _said("decoder_start_token_id", told, config)
     if not start:

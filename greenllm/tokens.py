@@ -97,12 +97,12 @@ class Tokenizer:
 
 
 def start_of(directory: Path) -> int:
-    """The token that a decoder beside an encoder begins with.
+    """The token that a decoder beside an encoder begins with, as transformers' ``generate`` finds it.
 
     Raises:
         GreenError: no file says which.
     """
-    for file in ("config.json", "generation_config.json"):
+    for file in ("generation_config.json", "config.json"):
         if isinstance(told := read_json(directory / file).get("decoder_start_token_id"), int):
             return told
     raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does an answer begin?")

@@ -37,3 +37,12 @@ def test_a_real_encoder(arm, minilm, tmp_path):
     assert said.returncode == 0, said.stderr
     assert "self-test: 3 of 3" in said.stderr
     assert said.stdout.count(",") == 383
+
+
+def test_a_real_transcriber(arm, moonshine, data, tmp_path):
+    made = bundled(moonshine, tmp_path, bits=8, group=32)
+    arm.install((made / "requirements.txt").read_text().splitlines())
+    said = arm.python(made / "run.py", "--audio", data / "audio" / "beckett.wav")
+    assert said.returncode == 0, said.stderr
+    assert "self-test: 3 of 3" in said.stderr
+    assert "fail better" in said.stdout.lower()
