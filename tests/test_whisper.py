@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import greenllm
 from greenllm import artifact, audio, hearing, script
-from greenllm.bench import answers
+from greenllm.bench import Effort, answers
 from greenllm.bench.runners import loader
 from greenllm.bench.tasks import speech
 from greenllm.bench.texts import Tokens
@@ -314,7 +314,7 @@ def packed(trained):
     return trained
 
 
-def test_a_trained_one_loses_little_in_few_bits(packed, capsys):
+def test_a_trained_one_loses_little_in_few_bits(packed):
     rates = {}
     for bits in ("int8", "int4"):
         names = {name for name, _ in open_checkpoint(packed / bits / "checkpoint").packed()}
@@ -322,10 +322,9 @@ def test_a_trained_one_loses_little_in_few_bits(packed, capsys):
         assert {"proj_out", "model.encoder.layers.0.fc1", "model.decoder.layers.1.encoder_attn.out_proj"} <= names
         ops = artifact.read(packed / bits).deployable.manifest.details["operators"]
         assert (ops["MatMulNBits"], ops["GatherBlockQuantized"]) == (2 * 6 + 2 * 10 + 1, 1)
-    with pytest.raises(SystemExit) as e:
-        main([str(c) for c in ["bench", packed / "whisper", packed / "int8", packed / "int4", "--task",
-              packed / "asked.jsonl", "--threads", 1, "--effort", "quick", "--report", packed / "r"]])  # fmt: skip
-    assert not e.value.code, capsys.readouterr().err
+    effort = Effort(windows=2, sittings=2, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
+    greenllm.bench([packed / "whisper", packed / "int8", packed / "int4"], tasks=[packed / "asked.jsonl"],
+                   effort=effort, threads=1, energy=False, report=packed / "r")  # fmt: skip
     for row in json.loads((packed / "r" / "report.json").read_text())["rows"]:
         (task,) = row["tasks"].values()
         rates[row["name"]] = task["scores"]["wer"]["measured"]["value"]
