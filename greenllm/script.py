@@ -11,7 +11,7 @@ from typing import Any
 from greenllm.audio import RATE
 from greenllm.errors import GreenError
 from greenllm.export.device.run import Script
-from greenllm.tokens import read_json
+from greenllm.tokens import read_json, start_of
 
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
@@ -29,9 +29,7 @@ def of(directory: Path, language: str | None = None) -> Script:
     config, told = read_json(directory / "config.json"), read_json(file := directory / "generation_config.json")
     if not told and file.is_file() and file.read_bytes().strip() != b"{}":
         raise GreenError(f"{file} is damaged.", "Copy it again from where the model came.")
-    start = _said("decoder_start_token_id", told, config)
-    if not start:
-        raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does a transcript begin?")
+    start = _said("decoder_start_token_id", told, config) or (start_of(directory),)
     ends = _said("eos_token_id", told, config)
     if config.get("model_type") != "whisper":
         if language:
