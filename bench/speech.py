@@ -12,12 +12,10 @@ from greenllm.bench.tasks.items import Task, Utterance
 from greenllm.errors import GreenError
 from greenllm.export.device.run import pieces
 
-TASK = "automatic-speech-recognition"
-
 
 def takes(session: Session) -> bool:
     """Whether the models (all of one task) hear."""
-    return any(c.info.task == TASK for c in session.live)
+    return any(c.info.task == script.TASK for c in session.live)
 
 
 def check(session: Session, tasks: Sequence[Task], *, others: bool, batches: bool = False) -> None:

@@ -67,13 +67,14 @@ def export(
         from greenllm.export.gguf import export_gguf
 
         return export_gguf(checkpoint, out, kind=precision, force=force, progress=progress)
-    from greenllm.checkpoint import PAIRS, open_checkpoint
+    from greenllm.checkpoint import open_checkpoint
     from greenllm.export import dual, lora
     from greenllm.export.genai import write_genai
     from greenllm.export.onnx import write_onnx
     from greenllm.export.stamp import ENGINE
     from greenllm.export.targets import load_target
     from greenllm.export.tensorrt import make_engine, write_typed
+    from greenllm.kinds import PAIRS
     from greenllm.outcome import check_runs, stored
 
     device = load_target(target)
@@ -137,8 +138,9 @@ def _compare(
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """What :func:`greenllm.export.verify.verify` finds; told where there is something to tell."""
+    from greenllm.export.alike import Arithmetic
     from greenllm.export.onnx import integer_inputs
-    from greenllm.export.verify import Arithmetic, verify
+    from greenllm.export.verify import verify
 
     if kind == "tensorrt" and compute == "bf16":
         why = "nothing: no runtime here computes in bf16"
@@ -182,7 +184,7 @@ def check_format(source: Checkpoint, to: str) -> Format:
     Raises:
         GreenError: there is no such format, or it has no place for this model.
     """
-    from greenllm.checkpoint import WRITING
+    from greenllm.kinds import WRITING
 
     if to not in get_args(Format):
         raise GreenError(f"No export format is called {to!r}.", f"Choose {', '.join(get_args(Format))}.")

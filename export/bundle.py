@@ -150,7 +150,7 @@ def _fill(part: Path, source: Artifact, target: Target, progress: Progress) -> N
         progress.advance()
     shutil.copyfile(run.__file__, part / RUN)
     manifest = source.manifest.model_copy(deep=True)
-    hears = manifest.details.get("task") == "automatic-speech-recognition"
+    hears = manifest.details.get("task") == script.TASK
     if hears:
         (part / run.SCRIPT).write_text(json.dumps(asdict(script.of(part))) + "\n", encoding="utf-8")
     decoder = hears or manifest.details.get("task") == "text-generation"

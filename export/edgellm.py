@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from greenllm import artifact, card
 from greenllm.artifact import Artifact, Manifest
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.edgellm_checks import Shape, refuse_dense, refuse_misfit, refuse_unknown, weight_files
 from greenllm.export.edgellm_device import VERSION, board, memory, refuse_too_large, write_steps
@@ -23,6 +23,7 @@ from greenllm.export.edgellm_tools import drop_dead_bytes, export_arguments, qua
 from greenllm.export.environment import own_environment
 from greenllm.export.fits import shape_of, wanted
 from greenllm.export.targets import Target
+from greenllm.kinds import GENERATION
 from greenllm.progress import Progress
 from greenllm.save import copy_side_files, write_config
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from greenllm import merge
 from greenllm.audio import WINDOW
-from greenllm.checkpoint import GENERATION, IMAGES, PAIRS, SEEING, SPEECH, VLM, WRITING, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export import dual, speech, vlm
 from greenllm.export.fused import fuse_attention, keep_norms
@@ -28,6 +28,7 @@ from greenllm.export.names import name_weights
 from greenllm.export.quantized import Quantized, join, quantize_graph
 from greenllm.export.targets import Target
 from greenllm.export.vision import vision, write_processor
+from greenllm.kinds import GENERATION, IMAGES, PAIRS, SEEING, SPEECH, VLM, WRITING
 from greenllm.progress import Progress
 from greenllm.quantize.activations import Inputs
 from greenllm.quantize.run import quantizable

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from greenllm import artifact, audio, script
 from greenllm.audio import ENCODER, WINDOW
-from greenllm.checkpoint import CAPTIONS, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.log_mel import LogMel
 from greenllm.features import WAVEFORM, Features
 from greenllm.images import pictures
+from greenllm.kinds import CAPTIONS
 from greenllm.tokens import Tokenizer, read_json, start_of
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact, images, own
-from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SEEING, SPEECH, VLM, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.clean import Filter
 from greenllm.clean.files import paragraphs
 from greenllm.errors import GreenError
+from greenllm.kinds import CAPTIONS, IMAGES, PAIRS, SEEING, SPEECH, VLM
 from greenllm.progress import Progress, Silent
 
 Batch = dict[str, Tensor]  # what a model is called with

@@ -15,10 +15,25 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, captions, merge, pairs, source, vlm
+from greenllm import artifact, merge, source
 from greenllm.artifact import Source
-from greenllm.blocks import check_writer, paired, sees_and_reads, stacks_of
+from greenllm.blocks import check_writer, stacks_of
 from greenllm.errors import GreenError
+from greenllm.kinds import (
+    CAPTIONS,
+    GENERATION,
+    IMAGES,
+    INPUTS,
+    PAIRS,
+    SEEING,
+    SPEECH,
+    VLM,
+    WRITING,
+    auto_class,
+    class_of,
+    leave_out_unread,
+    task_of,
+)
 from greenllm.quantize import activations, bnb
 from greenllm.quantize.packed import BITS, Packed, from_gptq
 from greenllm.save import copy_side_files, write_config, write_shards
@@ -26,16 +41,6 @@ from greenllm.save import copy_side_files, write_config, write_shards
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
-IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
-SPEECH = "automatic-speech-recognition"
-PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
-CAPTIONS = captions.TASK  # images to text: an encoder sees, a decoder beside it writes
-VLM = vlm.TASK  # what answers questions about an image: LLaVA
-SEEING = (*IMAGES, PAIRS, CAPTIONS, VLM)
-WRITING = (SPEECH, CAPTIONS)  # two graphs, of which the second writes about what the first was given
-_TOWERS = ("clip_vision_model", "siglip_vision_model")
-_INPUTS = dict.fromkeys(SEEING, "pixel_values")  # speech: the model's own; text alone: "input_ids"
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
@@ -65,9 +70,9 @@ class Checkpoint:
         self.path = path
         self.parents = parents or []
         self.config, self.quantization = _read_config(path)
-        self.task = _task(self.config)
+        self.task = task_of(self.config)
         if self.task == VLM:
-            _leave_out_unread(self.config, path)
+            leave_out_unread(self.config, path)
         self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
@@ -100,8 +105,8 @@ class Checkpoint:
     def input(self) -> str:
         """What the model is called with: "input_ids", "pixel_values", "input_values" or "input_features"."""
         if self.task == SPEECH:
-            return str(_class(self.task, self.config).main_input_name)
-        return _INPUTS.get(self.task, "input_ids")
+            return str(class_of(self.task, self.config).main_input_name)
+        return INPUTS.get(self.task, "input_ids")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -136,7 +141,7 @@ class Checkpoint:
 
         try:
             with init_empty_weights(include_buffers=False):
-                model = _auto_class(self.task).from_config(copy.deepcopy(config or self.config), dtype=torch.float32)
+                model = auto_class(self.task).from_config(copy.deepcopy(config or self.config), dtype=torch.float32)
         except (ValueError, KeyError, AttributeError, TypeError) as e:
             raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
         if self.task in SEEING and any("running_mean" in n for n, _ in model.named_buffers()):
@@ -306,7 +311,7 @@ class Checkpoint:
 
     def _stored(self, name: str) -> str | None:
         """The checkpoint's key of a parameter: as it is, or under another prefix or an old name."""
-        prefix = _class(self.task, self.config).base_model_prefix
+        prefix = class_of(self.task, self.config).base_model_prefix
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         for candidate in (name, old):
             for key in (candidate, f"{prefix}.{candidate}", candidate.removeprefix(f"{prefix}.")):
@@ -370,74 +375,6 @@ def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config, quantization
-
-
-def _task(config: PretrainedConfig) -> str:
-    from transformers.models.auto import modeling_auto as auto
-
-    name = (getattr(config, "architectures", None) or [""])[0]
-    heads = {
-        GENERATION: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        CLASSIFICATION: auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        IMAGE_CLASSES: auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-        SPEECH: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-    }
-    if config.model_type == captions.KIND:
-        return CAPTIONS
-    for task, known in heads.items():
-        if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
-            return task
-    if name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
-        if config.model_type in vlm.KINDS:
-            return VLM
-        raise GreenError(
-            f"The architecture {name!r} is not supported yet.",
-            f"Of models that answer about images these are: {', '.join(vlm.KINDS)}.",
-        )
-    if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
-        known = _class(FEATURES, config)
-        if not sees_and_reads(known):
-            return IMAGE_FEATURES if known.main_input_name == "pixel_values" else FEATURES
-        if paired(known) and name == known.__name__:  # and not what writes about an image
-            return PAIRS
-    raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
-
-
-def _leave_out_unread(config: Any, path: Path) -> None:
-    """Have a vision tower end where the model reads its states: what comes after has no part in any answer.
-
-    Raises:
-        GreenError: it reads other states than those of one block, or its tower is none that is known.
-    """
-    tower, layer = config.vision_config, config.vision_feature_layer
-    blocks = int(getattr(tower, "num_hidden_layers", 0))
-    if tower.model_type not in _TOWERS:
-        raise GreenError(f"{path}: a vision tower of the kind {tower.model_type} is not supported yet.",
-                         f"These are: {', '.join(_TOWERS)}.")  # fmt: skip
-    last = layer % (blocks + 1) if isinstance(layer, int) and -blocks <= layer <= blocks else 0
-    if not last:
-        raise GreenError(
-            f"{path}: vision_feature_layer is {layer} with {blocks} blocks; states of one block are read here."
-        )
-    tower.num_hidden_layers, config.vision_feature_layer = last, -1
-    if hasattr(tower, "vision_use_head"):
-        tower.vision_use_head = False
-
-
-def _auto_class(task: str) -> Any:
-    import transformers as t
-
-    return {
-        GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
-        IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
-        CAPTIONS: t.AutoModelForImageTextToText, VLM: t.AutoModelForImageTextToText,
-    }.get(task, t.AutoModel)  # fmt: skip
-
-
-def _class(task: str, config: PretrainedConfig) -> Any:
-    """The class that transformers has for a model, or the first of several that are alike but for their heads."""
-    found = _auto_class(task)._model_mapping[type(config)]  # noqa: SLF001
-    return found[0] if isinstance(found, tuple) else found
 
 
 def _keys(file: Path) -> list[str]:

@@ -40,8 +40,8 @@ def check_target(checkpoint: Checkpoint, recipe: Recipe, target: Target, to: For
 
 def check_runs(checkpoint: Checkpoint, left: Outcome, target: Target, runtime: Runtime, context: int | None) -> Fit:
     """The same of a checkpoint as it is, or will be, by a given runtime."""
-    from greenllm.checkpoint import GENERATION, VLM
     from greenllm.export.tensorrt import built_there
+    from greenllm.kinds import GENERATION, VLM
 
     refuse_kind(target, runtime, set(left.types))
     shape = shape_of(checkpoint.words, left.parameters, generates=checkpoint.task in (GENERATION, VLM))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from greenllm import gpu
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
+from greenllm.kinds import GENERATION
 from greenllm.progress import Progress
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
 

@@ -178,7 +178,7 @@ def _check_bench(
     require: Sequence[str] = (), **_: Any,
 ) -> None:  # fmt: skip
     """Refuse before any work what the bench would refuse after it."""
-    from greenllm import captions
+    from greenllm import captions, script
     from greenllm.bench import captions as writing
     from greenllm.bench import fidelity, sight, speech, texts
     from greenllm.bench.require import parse
@@ -190,7 +190,7 @@ def _check_bench(
     if pairs:
         fidelity.read_pairs(Path(pairs))
     found = read_all(tasks)
-    if does == speech.TASK:
+    if does == script.TASK:
         speech.clips(found)
     if does == captions.TASK:
         writing.check_tasks(found)

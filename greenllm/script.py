@@ -13,6 +13,7 @@ from greenllm.errors import GreenError
 from greenllm.export.device.run import Script
 from greenllm.tokens import read_json, start_of
 
+TASK = "automatic-speech-recognition"
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 

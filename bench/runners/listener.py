@@ -21,8 +21,6 @@ from greenllm.export.device import run
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-_TASK = "automatic-speech-recognition"
-
 
 class Scribe(run.Scribe, Decoder):
     """A prompt is a clip, float32 [samples], or an image, [C, H, W].
@@ -100,7 +98,7 @@ class OnnxListener(OnnxWriter):
         audio.check_rate(info.directory)
         asked = script.of(info.directory)
         _check(encoder, decoder, info, (audio.WINDOW, asked.window) if asked.window else ("input_values", None))
-        super().__init__(encoder, decoder, info, _TASK, asked)
+        super().__init__(encoder, decoder, info, script.TASK, asked)
 
 
 class OnnxCaptioner(OnnxWriter):

@@ -17,21 +17,11 @@ from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
 from greenllm.bench.runners.listener import Scribe, finite
 from greenllm.blocks import blocks_of
-from greenllm.checkpoint import (
-    CAPTIONS,
-    GENERATION,
-    IMAGE_CLASSES,
-    IMAGES,
-    PAIRS,
-    SPEECH,
-    VLM,
-    WRITING,
-    Checkpoint,
-    open_checkpoint,
-)  # fmt: skip
+from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.device.run import Script
 from greenllm.features import Features
+from greenllm.kinds import CAPTIONS, GENERATION, IMAGE_CLASSES, IMAGES, PAIRS, SPEECH, VLM, WRITING
 
 
 def load(path: str, threads: int, where: Where = CPU) -> Runner:

@@ -12,8 +12,9 @@ from transformers import StaticCache
 
 from greenllm.bench.runners import Runner, Where
 from greenllm.bench.runners.torch import TorchDecoder
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import GENERATION
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ROOM = 256  # tokens: a fixed cache has a multiple of them

@@ -8,8 +8,9 @@ from pathlib import Path
 from greenllm.adapt import adapters
 from greenllm.adapt.methods import KINDS, Adapter, Method, lowest
 from greenllm.blocks import blocks_of
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import GENERATION
 
 META = "meta-train"  # the step in a start's manifest
 

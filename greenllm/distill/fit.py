@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from greenllm.checkpoint import CLASSIFICATION, FEATURES, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.distill.pupil import Lesson
 from greenllm.distill.teachers import Teacher
 from greenllm.distill.vocabulary import Tokenizer, differences, numbers, tokenizer_of
 from greenllm.errors import GreenError
+from greenllm.kinds import CLASSIFICATION, FEATURES
 from greenllm.progress import Progress
 
 

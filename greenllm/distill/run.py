@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from greenllm import artifact, gpu
-from greenllm.checkpoint import FEATURES, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.distill import cache, fit, samples, student
 from greenllm.distill.data import Batch
 from greenllm.distill.hidden import layer_map
@@ -27,6 +27,7 @@ from greenllm.distill.rows import Rows
 from greenllm.distill.samples import Samples, Texts
 from greenllm.distill.teachers import Teacher, Teachers
 from greenllm.distill.vocabulary import has_tokenizer, tokenizer_of
+from greenllm.kinds import FEATURES
 from greenllm.progress import Progress
 from greenllm.quantize.tune import as_type
 

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from greenllm import artifact
-from greenllm.checkpoint import CLASSIFICATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.distill import augment, data, labelled, spans
 from greenllm.distill.data import Batch
 from greenllm.distill.teachers import Teacher
 from greenllm.distill.vocabulary import Tokenizer, tokenizer_of
 from greenllm.errors import GreenError
+from greenllm.kinds import CLASSIFICATION
 from greenllm.progress import Progress
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from greenllm import artifact
-from greenllm.checkpoint import CLASSIFICATION, GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import CLASSIFICATION, GENERATION
 from greenllm.save import copy_side_files, write_config, write_shards
 from greenllm.source import cache_dir
 

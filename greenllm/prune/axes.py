@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from greenllm.blocks import blocks_of
-from greenllm.checkpoint import FEATURES, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import FEATURES
 from greenllm.quantize.linear import linears
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from greenllm import calibration
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import GENERATION
 from greenllm.prune import depth, vocabulary, width
 from greenllm.prune.axes import HEADS, HIDDEN, MLP, VOCABULARY, Anatomy
 from greenllm.prune.cut import write_cut

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from greenllm import artifact
 from greenllm.calibration import tokens_of
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import GENERATION
 from greenllm.progress import Progress
 from greenllm.prune.axes import VOCABULARY, Anatomy
 from greenllm.prune.cut import write_cut

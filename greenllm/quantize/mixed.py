@@ -12,8 +12,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from greenllm.checkpoint import GENERATION, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import GENERATION
 from greenllm.quantize.allocate import Option, allocate
 from greenllm.quantize.fisher import Fisher, fisher
 from greenllm.quantize.grid import Grid

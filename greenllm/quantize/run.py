@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from greenllm import __version__
 from greenllm.blocks import stacks_of
-from greenllm.checkpoint import CAPTIONS, IMAGES, PAIRS, SPEECH, VLM, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import CAPTIONS, IMAGES, PAIRS, SPEECH, VLM
 from greenllm.quantize.activations import InputGrid, Kind, Ranges, words
 from greenllm.quantize.awq import scale_block
 from greenllm.quantize.gptq import error_in, gptq

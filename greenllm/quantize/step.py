@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm.checkpoint import VLM, WRITING, Checkpoint
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import VLM, WRITING
 from greenllm.quantize.activations import Kind
 from greenllm.quantize.grid import Grid
 from greenllm.quantize.linear import weight_of

@@ -1,0 +1,98 @@
+"""What a model does, by its configuration, and transformers' class for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from greenllm import captions, pairs, script, vlm
+from greenllm.blocks import paired, sees_and_reads
+from greenllm.errors import GreenError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
+IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
+SPEECH = script.TASK
+PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
+CAPTIONS = captions.TASK  # images to text: an encoder sees, a decoder beside it writes
+VLM = vlm.TASK  # what answers questions about an image: LLaVA
+SEEING = (*IMAGES, PAIRS, CAPTIONS, VLM)
+WRITING = (SPEECH, CAPTIONS)  # two graphs, of which the second writes about what the first was given
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
+INPUTS = dict.fromkeys(SEEING, "pixel_values")  # speech: the model's own; text alone: "input_ids"
+
+
+def task_of(config: PretrainedConfig) -> str:
+    """What a model does, by its name on the hub.
+
+    Raises:
+        GreenError: an architecture that is not supported.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    name = (getattr(config, "architectures", None) or [""])[0]
+    heads = {
+        GENERATION: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        CLASSIFICATION: auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        IMAGE_CLASSES: auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        SPEECH: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    }
+    if config.model_type == captions.KIND:
+        return CAPTIONS
+    for task, known in heads.items():
+        if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
+            return task
+    if name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        if config.model_type in vlm.KINDS:
+            return VLM
+        raise GreenError(
+            f"The architecture {name!r} is not supported yet.",
+            f"Of models that answer about images these are: {', '.join(vlm.KINDS)}.",
+        )
+    if config.model_type in auto.MODEL_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
+        known = class_of(FEATURES, config)
+        if not sees_and_reads(known):
+            return IMAGE_FEATURES if known.main_input_name == "pixel_values" else FEATURES
+        if paired(known) and name == known.__name__:  # and not what writes about an image
+            return PAIRS
+    raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
+
+
+def leave_out_unread(config: Any, path: Path) -> None:
+    """Have a vision tower end where the model reads its states: what comes after has no part in any answer.
+
+    Raises:
+        GreenError: it reads other states than those of one block, or its tower is none that is known.
+    """
+    tower, layer = config.vision_config, config.vision_feature_layer
+    blocks = int(getattr(tower, "num_hidden_layers", 0))
+    if tower.model_type not in _TOWERS:
+        raise GreenError(f"{path}: a vision tower of the kind {tower.model_type} is not supported yet.",
+                         f"These are: {', '.join(_TOWERS)}.")  # fmt: skip
+    last = layer % (blocks + 1) if isinstance(layer, int) and -blocks <= layer <= blocks else 0
+    if not last:
+        raise GreenError(
+            f"{path}: vision_feature_layer is {layer} with {blocks} blocks; states of one block are read here."
+        )
+    tower.num_hidden_layers, config.vision_feature_layer = last, -1
+    if hasattr(tower, "vision_use_head"):
+        tower.vision_use_head = False
+
+
+def auto_class(task: str) -> Any:
+    """Transformers' class that finds that of a model for a task."""
+    import transformers as t
+
+    return {
+        GENERATION: t.AutoModelForCausalLM, CLASSIFICATION: t.AutoModelForSequenceClassification,
+        IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
+        CAPTIONS: t.AutoModelForImageTextToText, VLM: t.AutoModelForImageTextToText,
+    }.get(task, t.AutoModel)  # fmt: skip
+
+
+def class_of(task: str, config: PretrainedConfig) -> Any:
+    """The class that transformers has for a model, or the first of several that are alike but for their heads."""
+    found = auto_class(task)._model_mapping[type(config)]  # noqa: SLF001
+    return found[0] if isinstance(found, tuple) else found
