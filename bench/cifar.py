@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -54,18 +55,30 @@ def small(labels: list[str], seed: int = 0) -> ViTForImageClassification:
     )  # fmt: skip
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, passes: int, batch: int = 128) -> None:
-    """Learn x [N, 3, 32, 32] and y [N] in batches, mirrored and shifted at random."""
+def train(
+    model: nn.Module, x: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], passes: int, *, batch: int = 128,
+    rate: float = _RATE,
+) -> None:  # fmt: skip
+    """Learn x [N, 3, 32, 32] in batches, mirrored and shifted at random.
+
+    Args:
+        model: learns.
+        x: images.
+        loss_of: the loss of some of them, as they are seen, [B, 3, 32, 32], and which of x they are, [B].
+        passes: how often each is seen.
+        batch: images of a step.
+        rate: of learning, at its highest.
+    """
     steps = passes * (len(x) // batch)
-    optimizer = torch.optim.AdamW(model.parameters(), _RATE, weight_decay=0.05)
-    pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
+    pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     model.train()
     for step in range(steps):
         at = torch.randint(len(x), (batch,))
         dy, dx = torch.randint(-3, 4, (2,)).tolist()
         seen = x[at].roll((dy, dx), (2, 3))
         seen = seen.flip(3) if step % 2 else seen
-        loss = nn.functional.cross_entropy(model(pixel_values=seen).logits, y[at])
+        loss = loss_of(seen, at)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -86,21 +99,21 @@ def make(archives: tuple[Path, Path], out: Path, passes: int, most: int | None =
     x = torch.from_numpy(read([out / rows[i]["image"] for i in chosen], Processor(checkpoint)))
     y = torch.tensor([labels.index(rows[i]["label"]) for i in chosen])
     model = small(labels)
-    train(model, x, y, passes)
+    train(model, x, lambda seen, at: nn.functional.cross_entropy(model(pixel_values=seen).logits, y[at]), passes)
     model.save_pretrained(checkpoint)
     return checkpoint
 
 
-def main() -> None:
-    """See the top of this file."""
-    given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def command(doc: str, make: Callable[[tuple[Path, Path], Path, int], Path], passes: int) -> None:
+    """Of a module that ``make``s a model of both archives, in so many ``passes`` where nothing is said."""
+    given = argparse.ArgumentParser(description=doc.splitlines()[0])
     given.add_argument("train", type=Path)
     given.add_argument("test", type=Path)
     given.add_argument("out", type=Path)
-    given.add_argument("--passes", type=int, default=8)
+    given.add_argument("--passes", type=int, default=passes)
     options = given.parse_args()
     make((options.train, options.test), options.out, options.passes)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__ or "", make, 8)

@@ -6,7 +6,6 @@ GPT-2), and OUT/train.jsonl and OUT/test.jsonl with the images and two captions 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -74,27 +73,6 @@ def small(seed: int = 0) -> VisionEncoderDecoderModel:
     return VisionEncoderDecoderModel(config)
 
 
-def train(model: nn.Module, x: Tensor, ids: Tensor, passes: int, batch: int = 64) -> None:
-    """Learn to write ids [N, T], padded, of pixels [N, 3, 32, 32], mirrored and shifted at random."""
-    steps = passes * (len(x) // batch)
-    optimizer = torch.optim.AdamW(model.parameters(), _RATE, weight_decay=0.05)
-    pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
-    model.train()
-    for step in range(steps):
-        at = torch.randint(len(x), (batch,))
-        seen = x[at].roll(tuple(torch.randint(-3, 4, (2,)).tolist()), (2, 3))
-        seen = seen.flip(3) if step % 2 else seen
-        logits = model(pixel_values=seen, decoder_input_ids=ids[at, :-1]).logits
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[at, 1:].flatten(), ignore_index=_PAD)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        pace.step()
-        if step % 50 == 0:
-            print(f"{step}/{steps} loss {loss.item():.3f}", flush=True)
-    model.eval()
-
-
 def make(archives: tuple[Path, Path], out: Path, passes: int, most: int | None = None) -> Path:
     """Unpack, train, save; ``most`` images are learnt. Returns the checkpoint's directory."""
     checkpoint = out / "checkpoint"
@@ -106,7 +84,13 @@ def make(archives: tuple[Path, Path], out: Path, passes: int, most: int | None =
     x = torch.from_numpy(read([out / r["image"] for r in chosen], Processor(checkpoint)))
     lines = [torch.tensor([_START, *tokenizer.encode(r["captions"][0]).ids, _END]) for r in chosen]
     model = small()
-    train(model, x, nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=_PAD), passes)
+    ids = nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=_PAD)
+
+    def loss_of(seen: Tensor, at: Tensor) -> Tensor:
+        logits = model(pixel_values=seen, decoder_input_ids=ids[at, :-1]).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), ids[at, 1:].flatten(), ignore_index=_PAD)
+
+    cifar.train(model, x, loss_of, passes, batch=64, rate=_RATE)
     model.save_pretrained(checkpoint)
     return checkpoint
 
@@ -120,16 +104,5 @@ def _tell(rows: list[dict[str, str]], out: Path, name: str) -> list[dict[str, An
     return found
 
 
-def main() -> None:
-    """See the top of this file."""
-    given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    given.add_argument("train", type=Path)
-    given.add_argument("test", type=Path)
-    given.add_argument("out", type=Path)
-    given.add_argument("--passes", type=int, default=12)
-    options = given.parse_args()
-    make((options.train, options.test), options.out, options.passes)
-
-
 if __name__ == "__main__":
-    main()
+    cifar.command(__doc__ or "", make, 12)

@@ -22,12 +22,12 @@ from greenllm import artifact, source
 from greenllm.adapt import adapters
 from greenllm.adapt.choose import Wanted, choose
 from greenllm.adapt.learn import judge
-from greenllm.adapt.methods import KINDS, Method, check_merges
+from greenllm.adapt.methods import KINDS, Method
 from greenllm.adapt.run import train
 from greenllm.adapt.shots import Shot, draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.bench.energy import JOULES_PER_KWH, track
-from greenllm.bench.measurement import Measurement, t_interval
+from greenllm.bench.measurement import t_interval
 from greenllm.bench.report import escape
 from greenllm.bench.report.words import interval, number
 from greenllm.bench.tasks import read
@@ -191,8 +191,7 @@ def _cell(values: Sequence[float]) -> str:
     if not values:
         return ""
     ci = t_interval(values)
-    m = Measurement(value=sum(values) / len(values), unit="", n=len(values), ci95=ci, method="counted")
-    return number(m.value, ci) + (f" [{interval(ci)}]" if ci and ci[0] < ci[1] else "")
+    return number(sum(values) / len(values), ci) + (f" [{interval(ci)}]" if ci and ci[0] < ci[1] else "")
 
 
 def main() -> None:
@@ -224,7 +223,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         GreenError: bad input, or DIR holds draws of another test.
     """
-    check_merges(options.method)
     test = [i for i in read(options.test, options.limit).items if isinstance(i, Item)]
     if not test:
         raise GreenError(f"{options.test} is no classification.")

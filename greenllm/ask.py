@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from greenllm.errors import GreenError, Interrupted
 
+if TYPE_CHECKING:
+    from greenllm.answer import Answer
+    from greenllm.generate import Settings
+
+_MOST = 256  # tokens of an answer where nothing is said
 ModelArg = Annotated[str, typer.Argument(help="what compress, export or bundle made", show_default=False)]
 SystemOption = Annotated[str | None, typer.Option(help="what the model is told before all else")]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="length of an answer at most")]
@@ -52,42 +58,86 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
-    from greenllm import audio, captions, describe, generate, match, pairs, script, switch, talk, transcribe, vlm
+    from greenllm import generate, switch
     from greenllm.export.archive import opened
 
     image = _one(images or [])
     whole, adapter = switch.split(model)
+    settings = generate.Settings(max_tokens, temperature, top_p, seed, adapter)
+    asked = _Asked(model, prompt, clip, language, image, labels, system, raw, settings, threads)
     with opened(whole) as path:
-        directory = generate.find(path)
-        able, others = transcribe.hears(directory), bool(system or raw or temperature or seed is not None)
+        answer = asked.of(generate.find(path))
+    if answer is not None and answer.finish is None:
+        raise typer.Exit(130)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What ``run`` was given."""
+
+    model: str
+    prompt: str | None
+    clip: Path | None
+    language: str | None
+    image: Path | None
+    labels: str | None
+    system: str | None
+    raw: bool
+    settings: Settings
+    threads: int | None
+
+    @property
+    def _of_text(self) -> bool:
+        """Whether options of text generators were given."""
+        s = self.settings
+        return bool(self.system or self.raw or s.temperature or s.seed is not None)
+
+    def of(self, directory: Path) -> Answer | None:
+        """Ask the model in a directory; what it wrote, None where it says something else than words of its own."""
+        from greenllm import captions, generate, match, pairs, transcribe, vlm
+
         if captions.sees(directory):
-            more = others or prompt is not None or labels is not None or bool(clip or language)
-            seen = describe.check_asked(model, image, others=more)
-            if talk.describe(describe.Describer(directory, threads=threads), seen, max_tokens).finish is None:
-                raise typer.Exit(130)
-            return
-        more = others or bool(clip or language or max_tokens)
+            return self._described(directory)
+        others = self._of_text or bool(self.clip or self.language or self.settings.max_tokens)
         if sees := vlm.sees(directory):
-            vlm.check_asked(model, labels=labels, clip=clip)
-        elif asked := match.check_asked(model, directory, image, labels, others=more):
-            match.show(directory, *asked, pairs.TEMPLATE if prompt is None else prompt, threads=threads)
-            return
-        transcribe.check_asked(model, able=able, clip=clip, prompt=prompt, others=others, language=language)
-        if clip is not None:
-            heard = audio.read(clip, script.of(directory).longest)
-            listener = transcribe.Transcriber(directory, threads=threads, language=language)
-            if talk.transcribe(listener, heard, max_tokens).finish is None:
-                raise typer.Exit(130)
-            return
-        text = sys.stdin.read() if prompt == "-" else prompt or ""
+            vlm.check_asked(self.model, labels=self.labels, clip=self.clip)
+        elif asked := match.check_asked(self.model, directory, self.image, self.labels, others=others):
+            told = pairs.TEMPLATE if self.prompt is None else self.prompt
+            match.show(directory, *asked, told, threads=self.threads)
+            return None
+        transcribe.check_asked(
+            self.model, able=transcribe.hears(directory), clip=self.clip, prompt=self.prompt, others=self._of_text,
+            language=self.language,
+        )  # fmt: skip
+        if self.clip is not None:
+            return self._heard(directory, self.clip)
+        text = sys.stdin.read() if self.prompt == "-" else self.prompt or ""
         if not sees and generate.is_encoder(directory):
-            _embed(directory, text, threads)
-            return
-        loaded = generate.open_found(directory, threads=threads)
-        ids = talk.first(loaded, text, system=system, raw=raw, image=image)
-        settings = generate.Settings(max_tokens or 256, temperature, top_p, seed, adapter)
-        if talk.say(loaded, ids, settings).finish is None:
-            raise typer.Exit(130)
+            _embed(directory, text, self.threads)
+            return None
+        return self._answered(directory, text)
+
+    def _described(self, directory: Path) -> Answer:
+        from greenllm import describe, talk
+
+        more = self._of_text or self.prompt is not None or self.labels is not None or bool(self.clip or self.language)
+        image = describe.check_asked(self.model, self.image, others=more)
+        return talk.describe(describe.Describer(directory, threads=self.threads), image, self.settings.max_tokens)
+
+    def _heard(self, directory: Path, clip: Path) -> Answer:
+        from greenllm import audio, script, talk, transcribe
+
+        heard = audio.read(clip, script.of(directory).longest)
+        listener = transcribe.Transcriber(directory, threads=self.threads, language=self.language)
+        return talk.transcribe(listener, heard, self.settings.max_tokens)
+
+    def _answered(self, directory: Path, text: str) -> Answer:
+        from greenllm import generate, talk
+
+        loaded = generate.open_found(directory, threads=self.threads)
+        ids = talk.first(loaded, text, system=self.system, raw=self.raw, image=self.image)
+        settings = self.settings if self.settings.max_tokens else replace(self.settings, max_tokens=_MOST)
+        return talk.say(loaded, ids, settings)
 
 
 def chat(

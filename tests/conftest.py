@@ -32,6 +32,21 @@ def _threads():
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def edit(file, **values):
+    """Change some values of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def ran(capsys, *arguments):
+    """(exit code, standard output, standard error) of greenllm run."""
+    from greenllm.cli import main
+
+    with pytest.raises(SystemExit) as e:
+        main(["run", *map(str, arguments)])
+    said = capsys.readouterr()
+    return e.value.code or 0, said.out, " ".join(said.err.split())
+
+
 def make_llama(path, *, tied=True, seed=0, layers=2, vocab=128, **options):
     """A random Llama with grouped-query attention and a byte-level tokenizer; saved by transformers."""
     import torch

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+from conftest import edit, ran
 from PIL import Image
 from transformers import LlamaConfig, SwinConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
@@ -23,7 +24,6 @@ from greenllm.bench.runners import loader
 from greenllm.bench.tasks import _ASK, read, zeroshot
 from greenllm.bench.tasks import captions as scoring
 from greenllm.checkpoint import open_checkpoint
-from greenllm.cli import main
 from greenllm.errors import GreenError
 from greenllm.export.bundle import bundle
 from greenllm.generate import load
@@ -53,18 +53,6 @@ def coloured(folder, count, *, seed):
 def write(path, *rows):
     path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
     return path
-
-
-def edit(file, **values):
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def asked(capsys, *arguments):
-    """(exit code, standard output, standard error) of greenllm run."""
-    with pytest.raises(SystemExit) as e:
-        main(["run", *map(str, arguments)])
-    said = capsys.readouterr()
-    return e.value.code or 0, said.out, " ".join(said.err.split())
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +233,7 @@ def test_a_difference_is_of_the_same_images():
 
 def test_run_writes_what_an_image_shows(int8, home, tmp_path, capsys):
     for i, colour in enumerate(COLOURS):
-        code, out, told = asked(capsys, int8.path, "--image", home / f"see/{i}.png")
+        code, out, told = ran(capsys, int8.path, "--image", home / f"see/{i}.png")
         assert (code, out.strip()) == (0, f"this one is {colour} all over")
         assert "tokens written." in told
     whole = Image.open(home / "see/0.png")
@@ -253,8 +241,8 @@ def test_run_writes_what_an_image_shows(int8, home, tmp_path, capsys):
                              ("CMYK", (64, 64), "d.jpg"), ("I;16", (40, 40), "e.png")]:  # fmt: skip
         made = whole.convert("L").convert("I").point(lambda v: v * 255) if mode == "I;16" else whole.convert(mode)
         (made.convert(mode) if mode == "I;16" else made).resize(size).save(tmp_path / name)
-        assert asked(capsys, int8.path, "--image", tmp_path / name)[0] == 0
-    code, out, told = asked(capsys, int8.path, "--image", home / "see/0.png", "--max-tokens", 3)
+        assert ran(capsys, int8.path, "--image", tmp_path / name)[0] == 0
+    code, out, told = ran(capsys, int8.path, "--image", home / "see/0.png", "--max-tokens", 3)
     assert (code, out, "3 tokens written; cut there." in told) == (0, "thi\n", True)
 
 
@@ -275,7 +263,7 @@ def test_what_is_asked_amiss_is_told(int8, home, tmp_path, capsys):
         ([int8.path, "--image", tmp_path / "moving.gif"], "cannot be read as an image"),
         ([text, "--image", image], "does not compare images"),
     ]:  # fmt: skip
-        code, _, told = asked(capsys, *arguments)
+        code, _, told = ran(capsys, *arguments)
         assert code == 1
         assert says in told
     for opens in (load, lambda path: open_model(path, 1)):
@@ -300,7 +288,7 @@ def test_files_of_others_are_refused(int8, home, tmp_path, capsys):
     for name, says in [("no-start", "where does an answer begin"), ("swapped", "is not known"),
                        ("no-pixels", "no description of how images become pixels"),
                        ("other-size", "makes pixels of (3, 48, 48); the model takes (3, 32, 32)")]:  # fmt: skip
-        code, _, told = asked(capsys, tmp_path / name, "--image", home / "see/0.png")
+        code, _, told = ran(capsys, tmp_path / name, "--image", home / "see/0.png")
         assert code == 1
         assert says in told
 

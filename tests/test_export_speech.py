@@ -7,14 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import make_llama
+from conftest import make_llama, ran
 
 import greenllm
 from greenllm import artifact, audio
 from greenllm.bench import Effort
 from greenllm.bench.runners import loader
 from greenllm.checkpoint import open_checkpoint
-from greenllm.cli import main
 from greenllm.errors import GreenError
 from greenllm.export.quantized import Quantized, join
 from greenllm.generate import load
@@ -27,14 +26,6 @@ TINY = Effort(windows=2, sittings=2, width=0.5, seconds=0.2, turn=0.02, energy=0
 
 def noise(seconds=1.0, seed=1):
     return 0.1 * np.random.default_rng(seed).normal(size=int(seconds * audio.RATE)).astype(np.float32)
-
-
-def asked(capsys, *arguments):
-    """(exit code, standard output, standard error) of greenllm run."""
-    with pytest.raises(SystemExit) as e:
-        main(["run", *map(str, arguments)])
-    said = capsys.readouterr()
-    return e.value.code or 0, said.out, " ".join(said.err.split())
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +81,7 @@ def test_words_are_counted_beside_the_source_s(int8):
 
 
 def test_run_writes_what_is_said(int8, clips, capsys):
-    code, out, told = asked(capsys, int8.path, "--audio", clips.with_name("0.wav"), "--max-tokens", 5)
+    code, out, told = ran(capsys, int8.path, "--audio", clips.with_name("0.wav"), "--max-tokens", 5)
     assert code == 0
     assert out.endswith("\n")
     assert "0.5 s heard" in told
@@ -114,7 +105,7 @@ def test_what_is_asked_of_the_wrong_model_is_told(int8, clips, tmp_path, capsys)
         ([int8.path, "--audio", tmp_path / "none.wav"], "lasts 0.00 s"),
         ([text, "--audio", clip], "does not hear"), ([text], "nothing for"),
     ]:  # fmt: skip
-        code, _, told = asked(capsys, *arguments)
+        code, _, told = ran(capsys, *arguments)
         assert code == 1
         assert says in told
     with pytest.raises(GreenError, match="writes what it hears"):

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import edit, ran
 from pairs import KINDS, LAYERS, coloured, make_pairs
 from transformers import LlavaNextConfig, Siglip2Config
 
@@ -17,7 +18,6 @@ from greenllm.bench import Effort
 from greenllm.bench.runners import loader
 from greenllm.bench.tasks import read, retrieval, zeroshot
 from greenllm.checkpoint import open_checkpoint
-from greenllm.cli import main
 from greenllm.errors import GreenError
 from greenllm.export import dual
 from greenllm.export.bundle import bundle
@@ -76,18 +76,6 @@ def theirs(path, kind, texts):
     with torch.no_grad():
         out = model(pixel_values=x, **fed)
     return out.image_embeds.numpy(), out.text_embeds.numpy(), out.logits_per_image.numpy()
-
-
-def edit(file, **values):
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def asked(capsys, *arguments):
-    """(exit code, standard output, standard error) of greenllm run."""
-    with pytest.raises(SystemExit) as e:
-        main(["run", *map(str, arguments)])
-    said = capsys.readouterr()
-    return e.value.code or 0, said.out, " ".join(said.err.split())
 
 
 def test_both_runners_give_the_vectors_of_transformers(home, kind):
@@ -172,13 +160,13 @@ def test_recall_counts_any_caption_of_an_image_and_no_luck():
 
 def test_run_says_how_likely_each_label_is(home, int8, capsys):
     image = home / "see/0.png"
-    code, out, _ = asked(capsys, int8.path, "--image", image, "--labels", "red, green,blue")
+    code, out, _ = ran(capsys, int8.path, "--image", image, "--labels", "red, green,blue")
     assert code == 0
     shares = {line.split("%")[1].strip(): float(line.split("%")[0]) for line in out.splitlines()}
     assert set(shares) == {"red", "green", "blue"}
     assert sum(shares.values()) == pytest.approx(100, abs=0.2)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
-    code, other, _ = asked(capsys, int8.path, "the colour {}", "--image", image, "--labels", "red,green,blue")
+    code, other, _ = ran(capsys, int8.path, "the colour {}", "--image", image, "--labels", "red,green,blue")
     assert code == 0
     assert other != out
 
@@ -202,7 +190,7 @@ def test_what_is_asked_amiss_is_told(home, int8, tmp_path, capsys):
         ([int8.path, "--image", image, "--labels", "cat,dog", "--system", "x"], "and nothing else"),
         ([text, "--image", image, "--labels", "cat,dog"], "does not compare images with texts"),
     ]:  # fmt: skip
-        code, _, told = asked(capsys, *arguments)
+        code, _, told = ran(capsys, *arguments)
         assert code == 1
         assert says in told
     with pytest.raises(GreenError, match="compares images with texts"):
@@ -245,7 +233,7 @@ def test_a_model_that_only_sees_reads_no_labels(home, int8, tmp_path, capsys):
     manifest = artifact.read(seeing).manifest
     manifest.details |= {"task": "image-feature-extraction"}
     artifact.relist(seeing, manifest)
-    code, _, told = asked(capsys, seeing, "--image", home / "see/0.png", "--labels", "cat,dog")
+    code, _, told = ran(capsys, seeing, "--image", home / "see/0.png", "--labels", "cat,dog")
     assert (code, "sees images but reads no labels" in told) == (1, True)
 
 

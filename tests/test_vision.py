@@ -67,7 +67,12 @@ def vit(tmp_path_factory):
     coloured(home / "see", 30, seed=1)
     rows = [json.loads(line) for line in (home / "learn/images.jsonl").read_text().splitlines()]
     x = images.read([home / "learn" / r["image"] for r in rows], images.Processor(home / "vit"))
-    cifar.train(model, torch.from_numpy(x), torch.tensor([list(COLOURS).index(r["label"]) for r in rows]), 12, batch=24)
+    y = torch.tensor([list(COLOURS).index(r["label"]) for r in rows])
+
+    def loss_of(seen, at):
+        return torch.nn.functional.cross_entropy(model(pixel_values=seen).logits, y[at])
+
+    cifar.train(model, torch.from_numpy(x), loss_of, 12, batch=24)
     model.save_pretrained(home / "vit")
     return home
 

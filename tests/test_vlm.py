@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import edit, ran
 from llavas import KINDS, QUESTION, asked, make_llava, noise, said_to, teach
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,6 @@ from greenllm import artifact, looking, merge, pipeline, recipe, template, vlm
 from greenllm.bench import Effort
 from greenllm.bench.runners import loader
 from greenllm.checkpoint import open_checkpoint
-from greenllm.cli import main
 from greenllm.errors import GreenError
 from greenllm.export.last_position import FIRST
 from greenllm.tokens import Tokenizer
@@ -75,18 +75,6 @@ def theirs(path, kind, file, text=QUESTION):
         logits = model(**fed).logits[0].numpy()
         written = model.generate(**fed, max_new_tokens=8, do_sample=False)[0, fed["input_ids"].shape[1] :]
     return fed, logits, written.tolist()
-
-
-def edit(file, **values):
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of greenllm run."""
-    with pytest.raises(SystemExit) as e:
-        main(["run", *map(str, arguments)])
-    said = capsys.readouterr()
-    return e.value.code or 0, said.out, " ".join(said.err.split())
 
 
 def test_prompts_logits_and_answers_are_those_of_transformers(home, dense, kind):
@@ -228,11 +216,11 @@ def test_bench_counts_right_answers_about_images(home, int8, tmp_path):
 
 def test_run_answers_with_an_image_and_without(home, int8, capsys):
     for i, colour in enumerate(("red", "green", "blue")):
-        code, out, _ = run(capsys, int8.path, "--image", home / f"see/{i}.png", QUESTION, "--max-tokens", 8)
+        code, out, _ = ran(capsys, int8.path, "--image", home / f"see/{i}.png", QUESTION, "--max-tokens", 8)
         assert (code, out.strip()) == (0, colour)
-    code, out, _ = run(capsys, int8.path, "Hello?", "--max-tokens", 4)
+    code, out, _ = ran(capsys, int8.path, "Hello?", "--max-tokens", 4)
     assert code == 0
-    code, other, _ = run(capsys, int8.path, "--image", home / "see/0.png", "--raw", "<image> It is", "--max-tokens", 2)
+    code, other, _ = ran(capsys, int8.path, "--image", home / "see/0.png", "--raw", "<image> It is", "--max-tokens", 2)
     assert code == 0
     assert other != out
 
@@ -253,7 +241,7 @@ def test_what_is_asked_amiss_is_told(home, int8, tmp_path, capsys):
         (["--image", image, "x", "--raw", "--system", "y"], "leaves it out"),
         (["--image", image, "x", "--temperature", "1"], "likeliest token only"),
     ]:
-        code, _, told = run(capsys, int8.path, *arguments)
+        code, _, told = ran(capsys, int8.path, *arguments)
         assert (code, says in told) == (1, True), told
 
 

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, WHISPER, make_whisper
+from conftest import MODELS, WHISPER, make_whisper, ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,14 +59,6 @@ def written(runner, clip, count):
             break
         found.append(token)
     return found
-
-
-def asked(capsys, *arguments):
-    """(exit code, standard output, standard error) of greenllm run."""
-    with pytest.raises(SystemExit) as e:
-        main(["run", *map(str, arguments)])
-    said = capsys.readouterr()
-    return e.value.code or 0, said.out, " ".join(said.err.split())
 
 
 @pytest.mark.parametrize(("mels", "seconds"), [(80, 30), (128, 3), (80, 1)])
@@ -337,14 +329,14 @@ def test_a_trained_one_loses_little_in_few_bits(packed):
 def test_run_writes_what_is_said(packed, capsys):
     right = 0
     for row in map(json.loads, (packed / "asked.jsonl").read_text().splitlines()[:6]):
-        code, out, told = asked(capsys, packed / "int8", "--audio", packed / row["audio"])
+        code, out, told = ran(capsys, packed / "int8", "--audio", packed / row["audio"])
         assert code == 0, told
         right += out.strip() == row["text"]
     assert right >= 3
-    code, _, told = asked(capsys, packed / "int8", "--audio", packed / row["audio"], "--language", "de")
+    code, _, told = ran(capsys, packed / "int8", "--audio", packed / row["audio"], "--language", "de")
     assert (code, "no language 'de'" in told) == (1, True)
     soundfile.write(packed / "long.wav", np.zeros(4000 * 121), 4000)
-    code, _, told = asked(capsys, packed / "int8", "--audio", packed / "long.wav", "--max-tokens", 3)
+    code, _, told = ran(capsys, packed / "int8", "--audio", packed / "long.wav", "--max-tokens", 3)
     assert (code, "121.0 s heard" in told) == (0, True)  # window by window
 
 

@@ -86,7 +86,7 @@ class Runner(Protocol):
     def prefill(self, tokens: list[int], answer: int) -> int:
         """Read a prompt, with room for ``answer`` tokens; return the first token of the answer.
 
-        A transcriber's prompt is a clip, float32 [samples]; of what writes about images it is :meth:`prompt`.
+        A transcriber's prompt is a clip, float32 [samples]; of what writes about images it is :meth:`view`.
         """
 
     def step(self, token: int) -> int:
