@@ -91,6 +91,7 @@ class Subject:
         self.ways: dict[str, Path | None] = {ADAPTED: None}
         self.ways |= {f"from {m.name}": m for m in metas if adapters.read(m)[0].sha256 == own}
         self.method: Method = method
+        self.energy = ""  # how it was counted, once it was
         self.model = self.checkpoint.load_model()
         self.bytes = sum(f.stat().st_size for f in source.shard_files(self.checkpoint.path))
         self.test = encode(test, self.checkpoint.path)
@@ -100,8 +101,12 @@ class Subject:
         """Without any sample."""
         return Draw(model=self.name, way=NOTHING, shots=0, draw=0, right=self._right(self.upper))
 
-    def adapted(self, items: Sequence[Item], way: str, shots: int, n: int) -> tuple[Draw, str]:
-        """Learn from a draw, ask, forget; with the method that counted the energy."""
+    def tried(self, way: str, items: Sequence[Item], shots: int, n: int) -> Draw | None:
+        """See :meth:`adapted` and :meth:`prompted`."""
+        return self.prompted(items, shots, n) if way == PROMPTED else self.adapted(items, way, shots, n)
+
+    def adapted(self, items: Sequence[Item], way: str, shots: int, n: int) -> Draw:
+        """Learn from a draw, ask, forget."""
         meta = self.ways[way]
         made, _ = choose(self.checkpoint, Wanted(self.method), meta)
         begin = time.perf_counter()
@@ -116,7 +121,8 @@ class Subject:
             seconds=seconds, joules=tracked.energy.kwh * JOULES_PER_KWH, bytes=sum(values), of=self.bytes,
         )  # fmt: skip
         wrapped.unload()
-        return found, tracked.energy.method
+        self.energy = tracked.energy.method
+        return found
 
     @torch.no_grad()
     def prompted(self, items: Sequence[Item], shots: int, n: int) -> Draw | None:
@@ -198,7 +204,9 @@ def main() -> None:
     """Make what is missing, and write ``fewshot.json`` and ``fewshot.md``."""
     given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     given.add_argument("models", nargs="+", help="checkpoints, packed or not; the first is the baseline")
-    given.add_argument("--task", type=Path, required=True, help=".jsonl of a classification: samples are drawn here")
+    given.add_argument(
+        "--task", type=Path, required=True, help=".jsonl as greenllm adapt takes it: samples are drawn here"
+    )
     given.add_argument("--test", type=Path, required=True, help="the same of other items: these are asked")
     given.add_argument("--out", type=Path, required=True)
     given.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
@@ -206,6 +214,7 @@ def main() -> None:
     given.add_argument("--limit", type=int, default=400, help="items of the test")
     given.add_argument("--method", choices=[m for m, kind in KINDS.items() if kind.merges], default="lora")
     given.add_argument("--meta", type=Path, nargs="*", default=[], help="starts by greenllm meta-train")
+    given.add_argument("--no-prompt", dest="prompt", action="store_false", help="without the samples in a prompt")
     given.add_argument("--threads", type=int)
     options = given.parse_args()
     if options.threads:
@@ -225,7 +234,7 @@ def run(options: argparse.Namespace) -> None:
     """
     test = [i for i in read(options.test, options.limit).items if isinstance(i, Item)]
     if not test:
-        raise GreenError(f"{options.test} is no classification.")
+        raise GreenError(f"{options.test} has no choices to tell apart.")
     fresh = Found(task=options.task.name, test=options.test.name, items=len(test), method=options.method)
     file = options.out / "fewshot.json"
     found = Found.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else fresh
@@ -243,14 +252,13 @@ def run(options: argparse.Namespace) -> None:
         who = Subject(model, options.method, test, options.meta)
         if not found.has(who.name, NOTHING, 0, 0):
             keep(who.as_it_is())
+        ways = [*who.ways, *([PROMPTED] if options.prompt else [])]
         for shots, n in ((s, n) for s in options.shots for n in range(options.draws)):
             items: Any = draw(options.task, shots, n)
-            for way in who.ways:
-                if not found.has(who.name, way, shots, n):
-                    made, found.energy = who.adapted(items, way, shots, n)
+            for way in ways:
+                if not found.has(who.name, way, shots, n) and (made := who.tried(way, items, shots, n)):
+                    found.energy = who.energy or found.energy
                     keep(made)
-            if not found.has(who.name, PROMPTED, shots, n) and (asked := who.prompted(items, shots, n)):
-                keep(asked)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,30 @@ def test_folds_hold_every_sample_once_and_every_class(few):
     assert all(sorted(labels[i] for i in f) == [0, 0, 1, 1] for f in folds)
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 1, 2], [2, 0], [0] * 5, [0, 1, 2] * 2, [1, 0, 0, 0, 0, 0, 0]])
+def test_folds_are_even_and_leave_something_of_every_class(labels):
+    folds = deal(labels, min(3, len(labels)))
+    sizes = [len(f) for f in folds]
+    assert sorted(i for f in folds for i in f) == list(range(len(labels)))
+    assert min(sizes) >= max(sizes) - 1 > -1
+    for label in (x for x in set(labels) if labels.count(x) > 1):
+        assert all(any(labels[i] == label for i in range(len(labels)) if i not in f) for f in folds)
+
+
+def test_questions_with_choices_of_their_own(four, tmp_path):
+    """Multiple choice: so many of all, and the likeliest of a row's own choices is its answer."""
+    rows = [
+        {"context": f"which? {a} {b}", "choices": [a, b], "label": i % 2}
+        for i, (a, b) in enumerate(["ab", "cd", "ef", "gh"] * 2)
+    ]
+    task = write(tmp_path / "t.jsonl", rows)
+    assert len(draw(task, 5, 0)) == 5
+    done = adapt(four, task, tmp_path / "out", shots=6, blocks=4)
+    result = done.manifest.steps[-1].result
+    assert result["samples"] == 6
+    assert result["loss"][-1] <= result["loss"][0]
+
+
 def test_labels_of_several_tokens(four, tmp_path):
     file = write(tmp_path / "t.jsonl", [{"text": t, "label": label} for t, label in (("a", "no"), ("b", "nay"))])
     (shot, _) = encode(draw(file, 1, 0), four)
@@ -275,7 +299,7 @@ def test_bench_takes_the_adapter_beside_its_base(made, four, few, tmp_path):
         ([{"question": "a", "answer": "b"}] * 3, "has 3 samples; 4 are asked for"),
         ([{"text": "a", "label": "né"}, {"text": "b", "label": "x"}] * 4, "no token of this model"),
         ([{"prompt": "a" * 250, "answer": "b" * 9}] * 4, "the model reads 256"),
-        ([{"context": "a", "choices": ["x", c], "label": 0} for c in "yzyz"], "no classification"),
+        ([{"context": "a", "choices": list("xyz"[:n]), "label": 0} for n in (2, 3, 2, 3)], "not as many in each"),
         ([{"text": "a" * 300 + str(i), "label": "xy"[i % 2]} for i in range(8)], "the model reads 256"),
         (["{"], "not JSON"),
     ],

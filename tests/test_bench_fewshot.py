@@ -47,7 +47,7 @@ def test_a_prompt_that_is_kept_says_what_one_that_is_read_again_does(subject, pl
 
 def test_a_draw_is_what_adapt_and_bench_say_and_leaves_the_model_as_it_was(subject, place, tmp_path):
     before = {n: p.clone() for n, p in subject.model.named_parameters()}
-    made, method = subject.adapted(draw(place / "train.jsonl", 4, 1), ADAPTED, 4, 1)
+    made = subject.adapted(draw(place / "train.jsonl", 4, 1), ADAPTED, 4, 1)
     after = dict(subject.model.named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(before[n], after[n]) for n in before)

@@ -34,8 +34,8 @@ def adapt(
     task: Annotated[
         Path,
         typer.Option(
-            help=".jsonl of a classification (text and label; or context, choices, label) or of free answers "
-            "(prompt and answer; or question and answer)"
+            help=".jsonl of a classification (text and label), of multiple choice (context, choices, label; or BBQ), "
+            "or of free answers (prompt and answer; or question and answer)"
         ),
     ],
     out: Out,

@@ -120,8 +120,7 @@ def train(
         adapters.fill(wrapped, meta)
     learner, curve = Learner(upper, wrapped, rate), Curve()
     if steps is None:
-        labels = [s.label for s in shots]
-        folds = deal(labels, min(_FOLDS, labels.count(labels[0])))
+        folds = deal([s.label for s in shots], min(_FOLDS, len(shots)))
         curve = cross_validate(upper, wrapped, folds, rate, progress)
         steps = curve.best
         progress.note(_told(loss, right, curve))

@@ -41,8 +41,8 @@ def draw(path: Path, shots: int, seed: int) -> list[Item] | list[Question]:
     """``shots`` items of each class, or so many free answers, in an order that the seed decides.
 
     Raises:
-        GreenError: see :func:`greenllm.bench.tasks.read`; or this is no classification and has no free answers, has one
-            class, or fewer samples of a class than ``shots``.
+        GreenError: see :func:`greenllm.bench.tasks.read`; or its rows have nothing to learn from, other numbers of
+            choices, one class, or fewer samples (of a class) than ``shots``.
     """
     draw = Random(seed)  # noqa: S311 - no secret
     found = []
@@ -59,16 +59,18 @@ def draw(path: Path, shots: int, seed: int) -> list[Item] | list[Question]:
 
 
 def _classes(path: Path) -> Mapping[str, list[Any]]:
-    """Items by label; free answers are all of one class without a name."""
+    """Items by label; free answers, and questions with choices of their own, are all of one class without a name."""
     items = read(path).items
     if isinstance(items[0], Question):
         return {"": list(items)}
     asked = [i for i in items if isinstance(i, Item)]
-    if not asked or len({i.choices for i in asked}) > 1:
+    if len({len(i.choices) for i in asked}) != 1:
         raise GreenError(
-            f"{path} is no classification: its rows have no choices, or not the same ones.",
-            "Rows of text and label, of context, choices and label (the same choices in each), or prompt and answer.",
+            f"{path}: its rows have no choices, or not as many in each.",
+            "Rows of text and label, of context, choices and label, or prompt and answer.",
         )
+    if len({i.choices for i in asked}) > 1:
+        return {"": list(asked)}
     names = asked[0].choices
     if len({i.label for i in asked}) == 1:
         raise GreenError(f"{path}: every sample has the label {names[asked[0].label]!r}.", "Two classes are needed.")
@@ -76,11 +78,9 @@ def _classes(path: Path) -> Mapping[str, list[Any]]:
 
 
 def deal(labels: Sequence[int], folds: int) -> list[list[int]]:
-    """Indices of the samples of each fold, every class spread evenly over them."""
-    seen: dict[int, int] = {}
+    """Indices of the samples of each fold, every class spread evenly over them, none larger by two than another."""
     found: list[list[int]] = [[] for _ in range(folds)]
-    for index, label in enumerate(labels):
-        n = seen[label] = seen.get(label, -1) + 1
+    for n, index in enumerate(sorted(range(len(labels)), key=lambda i: labels[i])):
         found[n % folds].append(index)
     return found
 
