@@ -191,13 +191,17 @@ def moonshine(tmp_path_factory):
 
 
 def add_moonshine_tokenizer(path, table):
-    """Write ``tokenizer.json`` of pieces (bytes as Latin-1); it decodes, and has no merges to encode with."""
-    from tokenizers import Tokenizer, decoders, models
+    """Write ``tokenizer.json`` of pieces (bytes as Latin-1), which are in the order in which they are merged."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers.convert_slow_tokenizer import generate_merges
 
     vocab = {t: i for i, t in enumerate(table[:3])}
     vocab |= {f"<0x{i - 3:02X}>": i for i in range(3, 259)}
-    vocab |= {t.encode("latin-1").decode("utf-8", "replace"): i for i, t in enumerate(table) if i >= 259}
-    made = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    pieces = {t.encode("latin-1").decode("utf-8", "replace"): i for i, t in enumerate(table) if i >= 259}
+    vocab |= pieces
+    merges = generate_merges(pieces, {t: -i for t, i in pieces.items()})
+    made = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

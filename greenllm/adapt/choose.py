@@ -7,10 +7,10 @@ from pathlib import Path
 
 from greenllm.adapt import adapters
 from greenllm.adapt.methods import KINDS, Adapter, Method, lowest
-from greenllm.blocks import blocks_of
+from greenllm.blocks import stacks_of
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
-from greenllm.kinds import GENERATION
+from greenllm.kinds import GENERATION, SPEECH
 
 META = "meta-train"  # the step in a start's manifest
 
@@ -30,12 +30,14 @@ def choose(checkpoint: Checkpoint, wanted: Wanted, meta: Path | None = None) -> 
     Raises:
         GreenError: the model writes no text; or ``meta`` is no start, one of another model, or not as wanted.
     """
-    if checkpoint.task != GENERATION:
-        raise GreenError(f"{checkpoint.path} does {checkpoint.task}; adapters are for models that write text.")
-    count = len(blocks_of(checkpoint.skeleton())[1])
+    if checkpoint.task not in (GENERATION, SPEECH):
+        raise GreenError(f"{checkpoint.path} does {checkpoint.task}; adapters are for models that write texts.")
+    count = len(stacks_of(checkpoint.skeleton())[-1][1])
     known = None if meta is None else _start(meta)
     method = wanted.method or (known.method if known else "lora")
     rank = wanted.rank or (known.rank if known else KINDS[method].rank)
+    if checkpoint.task == SPEECH and method == "prefix":
+        raise GreenError("A prefix stands before what is read; a transcriber hears.", "Take another --method.")
     first = lowest(method, wanted.blocks, count) if not known or wanted.blocks else known.first
     made = Adapter(
         method=method, first=first, rank=rank, base=str(checkpoint.path.resolve()),

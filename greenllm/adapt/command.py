@@ -35,7 +35,7 @@ def adapt(
         Path,
         typer.Option(
             help=".jsonl of a classification (text and label), of multiple choice (context, choices, label; or BBQ), "
-            "or of free answers (prompt and answer; or question and answer)"
+            "of free answers (prompt and answer; or question and answer), or of clips (audio and text)"
         ),
     ],
     out: Out,

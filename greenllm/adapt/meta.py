@@ -16,9 +16,8 @@ from greenllm.adapt.choose import META, Wanted, choose
 from greenllm.adapt.learn import Learner
 from greenllm.adapt.methods import KINDS, Adapter, Method
 from greenllm.adapt.reptile import Values, reptile
-from greenllm.adapt.run import estimate
-from greenllm.adapt.shots import Shot, draw, encode
-from greenllm.adapt.upper import Upper
+from greenllm.adapt.run import estimate, frozen, tokenized
+from greenllm.adapt.shots import Shot, draw
 from greenllm.artifact import Artifact, Manifest, StepRecord
 from greenllm.bench.energy import track
 from greenllm.checkpoint import open_checkpoint
@@ -82,7 +81,7 @@ def meta_train(
     artifact.check_free(out.absolute(), force=force)
     checkpoint = open_checkpoint(model)
     made, upper = choose(checkpoint, Wanted(method, blocks, rank))
-    asked = [encode(i, checkpoint.path, methods.before(made)) for i in items]
+    asked = [tokenized(i, checkpoint, made) for i in items]
     every = [s for task in asked for s in task]
     passes = -(-rounds * steps * len(tasks) * _BATCH // len(every))
     progress.note(f"{estimate(checkpoint, every, upper, passes, passes).words} at most.")
@@ -109,7 +108,7 @@ def _learn(
     progress: Progress,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Peft's wrapper with the start in it, and what was found out."""
-    uppers = [Upper(model, made.first, shots) for shots in tasks]
+    uppers = [frozen(model, made.first, shots) for shots in tasks]
     wrapped = methods.put_on(model, made, seed)
     places = [p for p in wrapped.parameters() if p.requires_grad]
     chance = Random(seed)  # noqa: S311 - no secret

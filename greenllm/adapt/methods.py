@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from greenllm.blocks import blocks_of
+from greenllm.blocks import stacks_of
 from greenllm.errors import GreenError
 from greenllm.quantize.linear import linears
 
@@ -112,10 +112,11 @@ def _config(model: Any, adapter: Adapter, steps: int) -> Any:
 
     from greenllm.distill import recover
 
-    common: dict[str, Any] = {"task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base}
+    hears = model.config.is_encoder_decoder  # peft has no kind of task for these, and needs none
+    common: dict[str, Any] = {"base_model_name_or_path": adapter.base} | ({} if hears else {"task_type": "CAUSAL_LM"})
     if adapter.method == "prefix":
         return peft.PrefixTuningConfig(num_virtual_tokens=adapter.rank, init_weights="zero", **common)
-    name, blocks = blocks_of(model)
+    name, blocks = stacks_of(model)[-1]
     if adapter.first >= len(blocks):
         raise GreenError(f"An adapter begins at block {adapter.first}; the model has {len(blocks)} (0 is the first).")
     inner = {f"{name}.{i}.{n}": m for i in range(adapter.first, len(blocks)) for n, m in linears(blocks[i]).items()}

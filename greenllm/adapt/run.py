@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from greenllm import artifact, card
-from greenllm.adapt import adapters, methods
+from greenllm.adapt import adapters, methods, spoken
 from greenllm.adapt.choose import Wanted, choose
 from greenllm.adapt.learn import MOST, Curve, Learner, cross_validate, judge
 from greenllm.adapt.methods import KINDS, Adapter, Method
@@ -15,9 +16,10 @@ from greenllm.adapt.shots import Shot, deal, draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.artifact import Artifact, Manifest, StepRecord
 from greenllm.bench.energy import track
-from greenllm.blocks import blocks_of
+from greenllm.blocks import stacks_of
 from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
+from greenllm.kinds import SPEECH
 from greenllm.progress import Progress, Silent
 from greenllm.step import BASE_BYTES, Estimate, flops_per_second
 from greenllm.steps import steps_before, with_earlier
@@ -47,8 +49,8 @@ def adapt(
     """Train a small adapter over a frozen model, packed or not.
 
     Args:
-        model: a text generator: hub id, checkpoint directory, ``.gguf`` file or artifact.
-        task: ``.jsonl`` of a classification or of free answers, see :mod:`greenllm.bench.tasks.forms`.
+        model: a text generator or a transcriber: hub id, checkpoint directory, ``.gguf`` file or artifact.
+        task: ``.jsonl`` of a classification, of free answers or of clips, see :mod:`greenllm.bench.tasks.forms`.
         out: directory to make.
         shots: samples of each class, or of all.
         method: see :mod:`greenllm.adapt.methods`; by default "lora", or that of ``meta``.
@@ -78,7 +80,7 @@ def adapt(
     made, upper = choose(checkpoint, Wanted(method, blocks, rank), meta)
     if merge:
         methods.check_merges(made.method)
-    asked = encode(items, checkpoint.path, methods.before(made))
+    asked = tokenized(items, checkpoint, made)
     progress.note(f"{estimate(checkpoint, asked, upper, MOST if steps is None else steps, steps).words} at most.")
     given: dict[str, Any] = {
         "task": task.name, "shots": shots, "method": made.method, "blocks": upper, "rank": made.rank,
@@ -113,7 +115,7 @@ def train(
         Peft's wrapper of ``model`` with the adapter, and what was found out.
     """
     everything = list(range(len(shots)))
-    upper = Upper(model, made.first, shots)
+    upper = frozen(model, made.first, shots)
     loss, right = (float(x.mean()) for x in judge(upper, everything))
     wrapped = methods.put_on(model, made, seed, MOST if steps is None else steps)
     if meta is not None:
@@ -135,6 +137,18 @@ def train(
         "without": {"loss": round(loss, 4), "accuracy": round(right, 4)},
     }  # fmt: skip
     return wrapped, result
+
+
+def tokenized(items: Sequence[Any], checkpoint: Checkpoint, made: Adapter) -> list[Shot]:
+    """Samples in a model's tokens: see :func:`greenllm.adapt.shots.encode`, and of clips that of ``spoken``."""
+    if checkpoint.task == SPEECH:
+        return spoken.encode(items, checkpoint)
+    return encode(items, checkpoint.path, methods.before(made))
+
+
+def frozen(model: Any, first: int, shots: Sequence[Shot]) -> Upper:
+    """A model of which the blocks from ``first`` on learn from these."""
+    return (spoken.Spoken if shots[0].heard else Upper)(model, first, shots)
 
 
 def _told(before: float, right: float, curve: Curve) -> str:
@@ -161,8 +175,8 @@ def estimate(checkpoint: Checkpoint, shots: list[Shot], upper: int, most: int, f
 
     A forward pass is 2 operations a weight and token, one back through frozen weights as much again.
     """
-    share = upper / len(blocks_of(checkpoint.skeleton())[1])
-    tokens = sum(len(t) for s in shots for t in s.texts)
+    share = upper / len(stacks_of(checkpoint.skeleton())[-1][1])
+    tokens = sum(len(t) for s in shots for t in s.texts) + sum(spoken.positions(s.heard) for s in shots if s.heard)
     passes = 2 * most * (1 if fixed is not None else _FOLDS) + most
     work = 2 * checkpoint.parameters * tokens * (1 + share * passes)
     held = 4 * tokens * int(getattr(checkpoint.config, "hidden_size", 1024))

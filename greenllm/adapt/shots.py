@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from torch import Tensor
+
 from greenllm.bench.tasks import read
 from greenllm.bench.tasks.choice import Request, requests
-from greenllm.bench.tasks.items import Item, Question
+from greenllm.bench.tasks.items import Item, Question, Utterance
 from greenllm.bench.texts import Tokens
 from greenllm.errors import GreenError
 
@@ -25,20 +27,30 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """A clip as a transcriber takes it in; which of ``languages`` it hears becomes token ``at`` of what it writes."""
+
+    features: Mapping[str, Tensor]
+    languages: tuple[int, ...]
+    at: int
+
+
+@dataclass(frozen=True)
 class Shot:
     """A sample in tokens: the texts that a model reads, and the choices that it is to tell apart.
 
     The last token of a choice is never read, so choices of one token share one text. A free answer is the only choice,
-    with the token that ends it.
+    with the token that ends it, and so is what is said in a clip.
     """
 
     texts: tuple[tuple[int, ...], ...]
     choices: tuple[Choice, ...]
     label: int
+    heard: Heard | None = field(default=None, compare=False)
 
 
-def draw(path: Path, shots: int, seed: int) -> list[Item] | list[Question]:
-    """``shots`` items of each class, or so many free answers, in an order that the seed decides.
+def draw(path: Path, shots: int, seed: int) -> list[Any]:
+    """``shots`` items of each class, or so many free answers or clips, in an order that the seed decides.
 
     Raises:
         GreenError: see :func:`greenllm.bench.tasks.read`; or its rows have nothing to learn from, other numbers of
@@ -59,15 +71,15 @@ def draw(path: Path, shots: int, seed: int) -> list[Item] | list[Question]:
 
 
 def _classes(path: Path) -> Mapping[str, list[Any]]:
-    """Items by label; free answers, and questions with choices of their own, are all of one class without a name."""
+    """Items by label; free answers, clips and questions with choices of their own are of one class without a name."""
     items = read(path).items
-    if isinstance(items[0], Question):
+    if isinstance(items[0], Question | Utterance):
         return {"": list(items)}
     asked = [i for i in items if isinstance(i, Item)]
     if len({len(i.choices) for i in asked}) != 1:
         raise GreenError(
             f"{path}: its rows have no choices, or not as many in each.",
-            "Rows of text and label, of context, choices and label, or prompt and answer.",
+            "Rows of text and label, of context, choices and label, of prompt and answer, or of audio and text.",
         )
     if len({i.choices for i in asked}) > 1:
         return {"": list(asked)}
@@ -85,12 +97,15 @@ def deal(labels: Sequence[int], folds: int) -> list[list[int]]:
     return found
 
 
-def encode(items: Sequence[Item | Question], directory: Path, before: int = 0) -> list[Shot]:
+def encode(items: Sequence[Any], directory: Path, before: int = 0) -> list[Shot]:
     """Items in a model's tokens, asked as the bench asks them; so many tokens come ``before`` them.
 
     Raises:
-        GreenError: labels that are the same tokens or none of the model's, or a text that is longer than it reads.
+        GreenError: these are no texts, labels that are the same tokens or none of the model's, or a text that is longer
+            than it reads.
     """
+    if not all(isinstance(i, Item | Question) for i in items):
+        raise GreenError(f"{directory} reads texts; these samples are clips.", "Adapt a transcriber by them.")
     tokens = Tokens(directory)
     return [_encode(item, tokens, tokens.context - before) for item in items]
 

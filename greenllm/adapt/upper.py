@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from greenllm.adapt.shots import Shot
-from greenllm.blocks import blocks_of
+from greenllm.blocks import stacks_of
 from greenllm.errors import GreenError
 
 _TOKENS = 1024  # of a pass, so that memory does not grow with the samples
 
 
 class Upper:
-    """A causal language model, its shots, and the states in which they enter block ``first``.
+    """What writes (a causal language model), its shots, and the states in which they enter block ``first``.
 
     Texts are padded at their end, where a causal model never looks back from.
 
@@ -30,13 +30,18 @@ class Upper:
 
     def __init__(self, model: Any, first: int, shots: Sequence[Shot]) -> None:
         self.model, self.first, self.shots = model, first, shots
-        self.blocks = list(blocks_of(model)[1])
+        self.blocks = list(stacks_of(model)[-1][1])
         self._tuple = False
-        self._held = [[self._read(text) for text in shot.texts] for shot in shots] if first else []
+        self._held = [[self._read(i, text) for text in shot.texts] for i, shot in enumerate(shots)] if first else []
+
+    def _given(self, chosen: Sequence[int], ids: Tensor) -> dict[str, Any]:
+        """What the model is called with: ids [texts, T] of the shots with these indices."""
+        del chosen  # the texts are all there is of them
+        return {"input_ids": ids}
 
     @torch.no_grad()
-    def _read(self, text: Sequence[int]) -> Tensor:
-        """What leaves the block below ``first``, [T, H]; those above are not computed."""
+    def _read(self, index: int, text: Sequence[int]) -> Tensor:
+        """What leaves the block below ``first`` of a text of a shot, [T, H]; those above are not computed."""
         below, found = self.blocks[self.first - 1], list[Any]()
 
         def stop(_module: Any, _args: Any, out: Any) -> None:
@@ -45,7 +50,7 @@ class Upper:
 
         hook = below.register_forward_hook(stop)
         try:
-            self.model(input_ids=torch.tensor([text]), use_cache=False)
+            self.model(**self._given([index], torch.tensor([text])), use_cache=False)
         except _Enough:
             pass
         finally:
@@ -74,7 +79,7 @@ class Upper:
                 n += 1
             first += len(shot.texts)
         with self._replaying(chosen, width), self._picking(torch.tensor(rows)):
-            logits = self.model(input_ids=ids, use_cache=False).logits[0].float()
+            logits = self.model(**self._given(chosen, ids), use_cache=False).logits[0].float()
         if not torch.isfinite(logits).all():
             raise GreenError("The model's logits hold NaN or infinity.", "Take a smaller --rate, or another model.")
         want, index = torch.tensor(tokens), torch.tensor(owner)
