@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from greenllm.bench.runners import Runner
 from greenllm.bench.texts import Tokens
 
 
-def write(runner: Runner, tokens: Tokens, prompt: list[int], most: int, stops: Sequence[str]) -> str:
+def write(runner: Runner, tokens: Tokens, prompt: Any, most: int, stops: Sequence[str]) -> str:
     """Let a model go on with a prompt.
 
     Args:
         runner: a text generator.
         tokens: its tokenizer.
-        prompt: token ids.
+        prompt: token ids, or what else it writes about.
         most: tokens of the answer at most.
         stops: texts before which the answer ends.
 

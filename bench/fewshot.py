@@ -9,54 +9,22 @@ answers; intervals are Student's t over draws, those of differences over pairs o
 from __future__ import annotations
 
 import argparse
-import copy
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from greenllm import artifact, source
-from greenllm.adapt import adapters
-from greenllm.adapt.choose import Wanted, choose
-from greenllm.adapt.learn import judge
-from greenllm.adapt.methods import KINDS, Method
-from greenllm.adapt.run import train
-from greenllm.adapt.shots import Shot, draw, encode
-from greenllm.adapt.upper import Upper
-from greenllm.bench.energy import JOULES_PER_KWH, track
+from greenllm import artifact
+from greenllm.adapt.methods import KINDS
+from greenllm.adapt.shots import draw
+from greenllm.bench.adapted import ADAPTED, NOTHING, ONCE, PROMPTED, Draw, Subject
 from greenllm.bench.measurement import t_interval
 from greenllm.bench.report import escape
 from greenllm.bench.report.words import interval, number
 from greenllm.bench.tasks import read
-from greenllm.bench.tasks.items import Item
-from greenllm.bench.texts import Tokens
-from greenllm.checkpoint import Checkpoint, open_checkpoint
+from greenllm.bench.tasks.items import Item, Utterance
 from greenllm.errors import GreenError
-from greenllm.progress import Silent
-
-ONCE = 5  # steps from one shot
-PROMPTED, ADAPTED, NOTHING = "prompted", "adapted", "as it is"
-_HELD = 1 << 30  # bytes of copies of a prompt's cache at once
-
-
-class Draw(BaseModel):
-    """What came of one draw: the share of items answered right, and what learning took."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    model: str
-    way: str
-    shots: int
-    draw: int
-    right: float
-    steps: int = 0
-    seconds: float = 0.0
-    joules: float = 0.0
-    bytes: int = 0
-    of: int = 0
 
 
 class Found(BaseModel):
@@ -78,87 +46,6 @@ class Found(BaseModel):
     def of(self, model: str, way: str, shots: int) -> dict[int, Draw]:
         """Those of one way, by number."""
         return {d.draw: d for d in self.draws if (d.model, d.way, d.shots) == (model, way, shots)}
-
-
-class Subject:
-    """A model that is asked: its weights in torch, and the items of the test in its tokens."""
-
-    def __init__(self, model: str, method: Method, test: Sequence[Item], metas: Sequence[Path]) -> None:
-        self.checkpoint: Checkpoint = open_checkpoint(model)
-        self.name = Path(model).name
-        self.tokens = Tokens(self.checkpoint.path)
-        own = adapters.fingerprint(self.checkpoint.path)
-        self.ways: dict[str, Path | None] = {ADAPTED: None}
-        self.ways |= {f"from {m.name}": m for m in metas if adapters.read(m)[0].sha256 == own}
-        self.method: Method = method
-        self.energy = ""  # how it was counted, once it was
-        self.model = self.checkpoint.load_model()
-        self.bytes = sum(f.stat().st_size for f in source.shard_files(self.checkpoint.path))
-        self.test = encode(test, self.checkpoint.path)
-        self.upper = Upper(self.model, choose(self.checkpoint, Wanted(method))[0].first, self.test)
-
-    def as_it_is(self) -> Draw:
-        """Without any sample."""
-        return Draw(model=self.name, way=NOTHING, shots=0, draw=0, right=self._right(self.upper))
-
-    def tried(self, way: str, items: Sequence[Item], shots: int, n: int) -> Draw | None:
-        """See :meth:`adapted` and :meth:`prompted`."""
-        return self.prompted(items, shots, n) if way == PROMPTED else self.adapted(items, way, shots, n)
-
-    def adapted(self, items: Sequence[Item], way: str, shots: int, n: int) -> Draw:
-        """Learn from a draw, ask, forget."""
-        meta = self.ways[way]
-        made, _ = choose(self.checkpoint, Wanted(self.method), meta)
-        begin = time.perf_counter()
-        with track() as tracked:
-            samples = encode(items, self.checkpoint.path)
-            steps, rate = None if shots > 1 else ONCE, KINDS[self.method].rate
-            wrapped, told = train(self.model, made, samples, steps, rate, n, Silent(), meta)
-        seconds = time.perf_counter() - begin
-        values = [p.nbytes for p in wrapped.parameters() if p.requires_grad]
-        found = Draw(
-            model=self.name, way=way, shots=shots, draw=n, right=self._right(self.upper), steps=told["steps"],
-            seconds=seconds, joules=tracked.energy.kwh * JOULES_PER_KWH, bytes=sum(values), of=self.bytes,
-        )  # fmt: skip
-        wrapped.unload()
-        self.energy = tracked.energy.method
-        return found
-
-    @torch.no_grad()
-    def prompted(self, items: Sequence[Item], shots: int, n: int) -> Draw | None:
-        """The samples before each question, answered; None where the model does not read so much."""
-        told = "".join(f"{i.context}{i.gap}{i.choices[i.label]}\n\n" for i in items)
-        prefix = self.tokens.text(told)
-        if len(prefix) + max(len(t) for s in self.test for t in s.texts) > self.tokens.context:
-            return None
-        cache = self.model(input_ids=torch.tensor([prefix]), use_cache=True, logits_to_keep=1).past_key_values
-        size = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-        at_once, right = max(1, _HELD // size), 0
-        for first in range(0, len(self.test), at_once):
-            right += self._answer(self.test[first : first + at_once], cache)
-        return Draw(model=self.name, way=PROMPTED, shots=shots, draw=n, right=right / len(self.test))
-
-    def _answer(self, shots: Sequence[Shot], cache: Any) -> int:
-        """How many are right after what the cache holds; they are padded at their end, where nothing looks back."""
-        begun = len(self.tokens.text(""))  # what begins a text stands before the samples already
-        texts = [t[begun:] for s in shots for t in s.texts]
-        width = max(map(len, texts))
-        copied = copy.deepcopy(cache)
-        copied.batch_repeat_interleave(len(texts))
-        ids = torch.tensor([[*t, *[0] * (width - len(t))] for t in texts])
-        logits = self.model(input_ids=ids, past_key_values=copied, use_cache=True).logits.float().log_softmax(-1)
-        right, at = 0, 0
-        for shot in shots:
-            scores = [
-                sum(float(logits[at + c.text, c.start - begun - 1 + k, t]) for k, t in enumerate(c.tokens))
-                for c in shot.choices
-            ]
-            right += max(range(len(scores)), key=scores.__getitem__) == shot.label
-            at += len(shot.texts)
-        return right
-
-    def _right(self, upper: Upper) -> float:
-        return float(judge(upper, range(len(upper.shots)))[1].mean())
 
 
 def lines(found: Found) -> list[str]:
@@ -186,7 +73,8 @@ def lines(found: Found) -> list[str]:
         cells += [number(size / 1e3), f"{size / max(d.of for d in own.values()):.2%}"] if size else ["", ""]
         said.append("| " + " | ".join(cells) + " |")
     told = (
-        f"{found.items} items of {escape(found.test)}; samples of {escape(found.task)}, so many of each class; "
+        f"{found.items} items of {escape(found.test)}; samples of {escape(found.task)}, so many of each "
+        f"class (clips, multiple choice: of all); "
         f"{found.method} (greenllm adapt's defaults, {ONCE} steps where one sample cannot be cross-validated). "
         f"Joules: {escape(found.energy)}. In brackets 95 % intervals of the mean over draws."
     )
@@ -232,9 +120,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         GreenError: bad input, or DIR holds draws of another test.
     """
-    test = [i for i in read(options.test, options.limit).items if isinstance(i, Item)]
+    test = [i for i in read(options.test, options.limit).items if isinstance(i, Item | Utterance)]
     if not test:
-        raise GreenError(f"{options.test} has no choices to tell apart.")
+        raise GreenError(f"{options.test} has no choices to tell apart, and no clips.")
     fresh = Found(task=options.task.name, test=options.test.name, items=len(test), method=options.method)
     file = options.out / "fewshot.json"
     found = Found.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else fresh
@@ -254,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
             keep(who.as_it_is())
         ways = [*who.ways, *([PROMPTED] if options.prompt else [])]
         for shots, n in ((s, n) for s in options.shots for n in range(options.draws)):
-            items: Any = draw(options.task, shots, n)
+            items = draw(options.task, shots, n)
             for way in ways:
                 if not found.has(who.name, way, shots, n) and (made := who.tried(way, items, shots, n)):
                     found.energy = who.energy or found.energy

@@ -258,7 +258,7 @@ def test_what_does_no_good_is_told(four, few, tmp_path):
             self.said += text
 
     heard = Heard()
-    done = adapt(four, few, tmp_path / "out", shots=2, rate=1.0, blocks=1, progress=heard)
+    done = adapt(four, few, tmp_path / "out", shots=2, rate=100.0, blocks=1, progress=heard)
     result = done.manifest.steps[-1].result
     assert result["steps"] == 0
     assert result["without"]["loss"] == result["loss"][0]

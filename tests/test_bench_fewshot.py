@@ -16,7 +16,8 @@ from greenllm.adapt.run import adapt
 from greenllm.adapt.shots import draw, encode
 from greenllm.adapt.upper import Upper
 from greenllm.bench import Effort, bench
-from greenllm.bench.fewshot import ADAPTED, PROMPTED, Draw, Found, Subject, lines
+from greenllm.bench.adapted import ADAPTED, PROMPTED, Draw, Subject
+from greenllm.bench.fewshot import Found, lines
 from greenllm.bench.tasks import read
 
 
@@ -58,7 +59,7 @@ def test_a_draw_is_what_adapt_and_bench_say_and_leaves_the_model_as_it_was(subje
     assert next(iter(row.tasks.values())).scores["acc"].measured.value == pytest.approx(100 * made.right)
     assert made.seconds > 0
     assert made.joules >= 0
-    assert method.startswith(("estimated", "measured"))
+    assert subject.energy.startswith(("estimated", "measured"))
     assert 0 < made.bytes < made.of
 
 
