@@ -41,11 +41,17 @@ def embeddings(source: NDArray[np.float32], model: NDArray[np.float32]) -> dict[
     return {"cosine": cosine.tolist(), "neighbour": same.astype(float).tolist()}
 
 
-def embedding_measurements(samples: dict[str, list[float]]) -> dict[str, Measurement]:
-    """Means over sentences."""
-    method = "computed: on the baseline's sentences"
-    neighbour = bootstrap(samples["neighbour"], "share", method).scaled(100, "%")
-    return {"cosine": bootstrap(samples["cosine"], "", method), "neighbour": neighbour}
+def classified(source: NDArray[np.float32], model: NDArray[np.float32]) -> dict[str, list[float]]:
+    """By text or image: cosine to the baseline's logits [B, C], and whether the likeliest class is the same."""
+    same = source.argmax(1) == model.argmax(1)
+    return {"cosine": embeddings(source, model)["cosine"], "top1": same.astype(float).tolist()}
+
+
+def answer_measurements(samples: dict[str, list[float]], what: str) -> dict[str, Measurement]:
+    """Means of what :func:`embeddings` or :func:`classified` found, over the baseline's sentences or images."""
+    method = f"computed: on the baseline's {what}"
+    shares = {k: bootstrap(v, "share", method).scaled(100, "%") for k, v in samples.items() if k != "cosine"}
+    return {"cosine": bootstrap(samples["cosine"], "", method), **shares}
 
 
 def spearman(left: NDArray[np.float32], right: NDArray[np.float32], scores: list[float]) -> Measurement:

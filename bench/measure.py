@@ -23,9 +23,10 @@ from greenllm.bench import (
     vision,
 )
 from greenllm.bench import energy as meters
+from greenllm.bench.runners import ENCODERS
 from greenllm.bench.session import Effort, Query, Session
 from greenllm.bench.speed import Speed
-from greenllm.bench.tasks import Task, run
+from greenllm.bench.tasks import Task, labelled, run
 from greenllm.bench.tasks.items import Prompt
 from greenllm.bench.tasks.robust import Copies, curves
 from greenllm.errors import GreenError
@@ -72,7 +73,7 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     Raises:
         GreenError: what was asked is not for these models.
     """
-    encoders = any(c.info.task == "feature-extraction" for c in session.live)
+    encoders = any(c.info.task in ENCODERS for c in session.live)
     sense = next((s for s in _SENSES if s.takes(session)), None)
     _check(session, asked, encoders=encoders)
     words: dict[str, Any] = {}
@@ -133,11 +134,8 @@ def _check(session: Session, asked: Asked, *, encoders: bool) -> None:
     others = any((asked.pairs, asked.harness, asked.lengths, asked.chat, asked.bisect))
     for sense in _SENSES:
         sense.check(session, asked.tasks, others=others, batches=bool(asked.batches))
-    if encoders and (asked.tasks or asked.harness or asked.lengths):
-        raise GreenError(
-            "Tasks and lengths ask text generators; these are encoders.",
-            "Leave out --task, --suite, --lm-eval and --length.",
-        )
+    if encoders:
+        labelled.check(session, asked.tasks, others=bool(asked.harness or asked.lengths))
     for who in session.live if asked.lengths else ():
         texts.Tokens(who.info.directory).prompt(asked.corpus.text, max(asked.lengths))  # refuses a text too short
     prompts = next((t.name for t in asked.tasks if isinstance(t.items[0], Prompt)), None)

@@ -77,9 +77,10 @@ def embed(
             elif source is not None and source.shape != found.shape:
                 who.row.notes.append("its embeddings have another width than the baseline's: they are not compared")
             elif source is not None:
-                samples = fidelity.embeddings(source, found)
+                compare = fidelity.classified if who.info.vocabulary else fidelity.embeddings
+                samples = compare(source, found)
                 who.row.samples |= samples
-                who.row.measurements |= fidelity.embedding_measurements(samples)
+                who.row.measurements |= fidelity.answer_measurements(samples, "sentences")
             if pairs:
                 sides = [_encode(who, side, longest) for side in pairs[:2]]
                 who.row.measurements["spearman"] = fidelity.spearman(sides[0], sides[1], pairs[2])

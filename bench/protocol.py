@@ -6,6 +6,7 @@ from typing import Any
 
 from greenllm.bench import reading, texts
 from greenllm.bench.results import METRICS, Results
+from greenllm.bench.runners import ENCODERS
 from greenllm.bench.session import Query, Session
 from greenllm.bench.tasks import tell
 
@@ -23,7 +24,7 @@ def query_settings(query: Query) -> dict[str, Any]:
 def text_settings(session: Session, text: texts.Text, window: int) -> dict[str, Any]:
     """What was read, and how much of it was scored."""
     found: dict[str, Any] = {"text": text.name, "text_bytes": len(text.text.encode())}
-    first = next((c.windows for c in session.live if c.windows and c.info.task != "feature-extraction"), None)
+    first = next((c.windows for c in session.live if c.windows and c.info.task not in ENCODERS), None)
     if first is None:
         return found
     return found | {
@@ -118,8 +119,8 @@ def _tokens() -> str:
 
 def _sentences(s: dict[str, Any]) -> str:
     return (
-        f"Sentences from {s['text']}, embedded by baseline and model: cosine of the two embeddings, and how often a "
-        "sentence's nearest other sentence is the same. Interval: BCa bootstrap over sentences."
+        f"Sentences from {s['text']}, read by baseline and model: cosine of the two embeddings (of a classifier: logits), "
+        "and how often a sentence's nearest other sentence (its class) is the same. Interval: BCa bootstrap over sentences."
     )
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from greenllm import images
 from greenllm.bench import captions, fidelity, latency, reading
-from greenllm.bench.measurement import bootstrap
 from greenllm.bench.session import Contender, Effort, Query, Session
 from greenllm.bench.tasks import picture
 from greenllm.bench.tasks.items import Captioned, Picture, Task
@@ -101,11 +100,6 @@ def _answers(who: Contender, files: list[str], count: int) -> NDArray[np.float32
 
 
 def _compare(who: Contender, source: NDArray[np.float32], found: NDArray[np.float32]) -> None:
-    samples = fidelity.embeddings(source, found)
-    if who.info.vocabulary:
-        samples = {"cosine": samples["cosine"], "top1": (source.argmax(1) == found.argmax(1)).astype(float).tolist()}
+    samples = (fidelity.classified if who.info.vocabulary else fidelity.embeddings)(source, found)
     who.row.samples |= samples
-    method = "computed: on the baseline's images"
-    for name, values in samples.items():
-        share = bootstrap(values, "" if name == "cosine" else "share", method)
-        who.row.measurements[name] = share if name == "cosine" else share.scaled(100, "%")
+    who.row.measurements |= fidelity.answer_measurements(samples, "images")

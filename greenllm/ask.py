@@ -57,7 +57,7 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="no chat template around the prompt")] = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Stream an answer from an exported model: text, an encoder's embedding, what a clip says or an image shows."""
+    """Stream an answer from an exported model: text, an embedding or class, what a clip says or an image shows."""
     from greenllm import generate, switch
     from greenllm.export.archive import opened
 
@@ -94,7 +94,7 @@ class _Asked:
 
     def of(self, directory: Path) -> Answer | None:
         """Ask the model in a directory; what it wrote, None where it says something else than words of its own."""
-        from greenllm import captions, generate, match, pairs, transcribe, vlm
+        from greenllm import captions, classify, generate, match, pairs, transcribe, vlm
 
         if captions.sees(directory):
             return self._described(directory)
@@ -112,6 +112,9 @@ class _Asked:
         if self.clip is not None:
             return self._heard(directory, self.clip)
         text = sys.stdin.read() if self.prompt == "-" else self.prompt or ""
+        if not sees and classify.decides(directory):
+            classify.show(directory, text, threads=self.threads)
+            return None
         if not sees and generate.is_encoder(directory):
             _embed(directory, text, self.threads)
             return None

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from greenllm.classes import TASK
 from greenllm.errors import GreenError
 
 RUNNERS = ("torch", "onnxruntime", "genai", "llamacpp", "openvino", "tensorrt")
@@ -51,6 +52,7 @@ class Where:
 
 
 CPU = Where()
+ENCODERS = ("feature-extraction", TASK)  # of texts: what they do
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from greenllm import artifact
+from greenllm import artifact, classes
 from greenllm.audio import ENCODER
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
 from greenllm.bench.runners.listener import OnnxCaptioner, OnnxListener
@@ -21,6 +21,7 @@ from greenllm.pairs import TEXT
 from greenllm.tokens import read_json
 from greenllm.vlm import SIGHT
 
+_CLASSES = 2  # axes of a classifier's logits; those of what decodes have one of positions more
 _CUDA = "CUDAExecutionProvider"
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
@@ -35,7 +36,8 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
     """
     directory = Path(path)
     session = open_session(_graph(directory), threads, where)
-    if where.gpu and "logits" not in {o.name for o in session.get_outputs()}:
+    decodes = any(o.name == "logits" and len(o.shape) > _CLASSES for o in session.get_outputs())
+    if where.gpu and not decodes:
         raise GreenError(f"{path}: on a GPU this bench runs text generators in ONNX Runtime, nothing else.")
     if (encoder := directory / ENCODER).is_file():
         first = open_session(encoder, threads)
@@ -54,9 +56,8 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
         from greenllm.bench.runners.vision import OnnxVision
 
         return OnnxVision(session, _info(directory, ""))
-    if "logits" in outputs:
-        return OnnxDecoder(session, directory)
-    return OnnxEncoder(session, directory)
+    kind = OnnxDecoder if decodes else OnnxClassifier if "logits" in outputs else OnnxEncoder
+    return kind(session, directory)
 
 
 def _graph(directory: Path) -> Path:
@@ -257,12 +258,14 @@ class OnnxDecoder(Decoder):
 class OnnxEncoder(Encoder):
     """A bidirectional encoder: token states, or a pooled embedding when the graph pools itself."""
 
+    gives: tuple[str, ...] = ("sentence_embedding", "last_hidden_state")  # one of these
+
     def __init__(self, session: ort.InferenceSession, directory: Path) -> None:
         self.session = session
         self.info = _info(directory, "feature-extraction")
         self._inputs = {i.name: i.type for i in session.get_inputs()}
         names = [o.name for o in session.get_outputs()]
-        known = [n for n in ("sentence_embedding", "last_hidden_state") if n in names]
+        known = [n for n in self.gives if n in names]
         unknown = set(self._inputs) - {"input_ids", "attention_mask", "token_type_ids"}
         if not known or unknown:
             raise GreenError(
@@ -275,7 +278,7 @@ class OnnxEncoder(Encoder):
         """See :class:`greenllm.bench.runners.Runner`."""
         feed, mask = self._feed(batch)
         states: NDArray[np.float32] = self.session.run([self._output], feed)[0].astype(np.float32, copy=False)
-        return states if self._output == "sentence_embedding" else pooling.pool(states, mask, self._pooling)
+        return pooling.pool(states, mask, self._pooling) if self._output == "last_hidden_state" else states
 
     def values(self, tokens: list[int], width: int) -> list[NDArray[np.float32]]:
         """See :meth:`greenllm.bench.child.Server.values`."""
@@ -289,3 +292,20 @@ class OnnxEncoder(Encoder):
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         del self.session
+
+
+class OnnxClassifier(OnnxEncoder):
+    """An encoder with a head: logits [B, C] of each text's class."""
+
+    gives = ("logits",)
+
+    def __init__(self, session: ort.InferenceSession, directory: Path) -> None:
+        super().__init__(session, directory)
+        count = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
+        if not isinstance(count, int):
+            raise GreenError(f"{directory}: the graph does not say how many classes it has.")
+        self.info = _info(directory, classes.TASK, count)
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`; one by one: decoders' heads look for the token that pads."""
+        return np.concatenate([super(OnnxClassifier, self).encode([text]) for text in batch])

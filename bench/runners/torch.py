@@ -21,7 +21,7 @@ from greenllm.checkpoint import Checkpoint, open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.export.device.run import Script
 from greenllm.features import Features
-from greenllm.kinds import CAPTIONS, GENERATION, IMAGE_CLASSES, IMAGES, PAIRS, SPEECH, VLM, WRITING
+from greenllm.kinds import CAPTIONS, CLASSIFICATION, GENERATION, IMAGE_CLASSES, IMAGES, PAIRS, SPEECH, VLM, WRITING
 
 
 def load(path: str, threads: int, where: Where = CPU) -> Runner:
@@ -52,7 +52,7 @@ def load(path: str, threads: int, where: Where = CPU) -> Runner:
         return TorchSighted(checkpoint, model)
     kinds: dict[str, Any] = {
         GENERATION: TorchDecoder, SPEECH: TorchListener, CAPTIONS: TorchCaptioner,
-        **dict.fromkeys(IMAGES, TorchVision),
+        CLASSIFICATION: TorchClassifier, **dict.fromkeys(IMAGES, TorchVision),
     }  # fmt: skip
     return cast("Runner", kinds.get(checkpoint.task, TorchEncoder)(checkpoint, model))
 
@@ -224,6 +224,20 @@ class TorchEncoder(_Blocks, Encoder):
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
         self.model = None
+
+
+class TorchClassifier(TorchEncoder):
+    """A bidirectional encoder with a head: logits of each text's class."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        super().__init__(checkpoint, model)
+        self.info = replace(self.info, vocabulary=int(model.config.num_labels))
+
+    @torch.no_grad()
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """See :class:`greenllm.bench.runners.Runner`."""
+        found = [self.model(input_ids=torch.tensor([text])).logits[0].float() for text in batch]
+        return torch.stack(found).numpy()  # one by one: decoders' heads look for the token that pads
 
 
 class _Sight:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from greenllm import captions as writing
+from greenllm import classes
 from greenllm.bench.session import Contender, Session
 from greenllm.bench.tasks import (
     answer,
     captions,
     choice,
+    labelled,
     picture,
     refusal,
     retrieval,
@@ -41,7 +43,13 @@ def _captioned(session: Session, who: Contender, task: Task, *, chat: bool) -> l
     return ask(session, who, task, chat=chat)
 
 
-_ASK = {Item: choice.ask, Question: answer.ask, Looked: answer.ask, Picture: picture.ask, Utterance: speech.ask,
+def _chosen(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:
+    """A classifier has its classes; others find a choice likely."""
+    ask = labelled.ask if who.info.task == classes.TASK else choice.ask
+    return ask(session, who, task, chat=chat)
+
+
+_ASK = {Item: _chosen, Question: answer.ask, Looked: answer.ask, Picture: picture.ask, Utterance: speech.ask,
         Pair: stereotypes.ask, Captioned: _captioned, Unclear: unclear.ask, Prompt: refusal.ask,
         Opening: toxicity.ask}  # fmt: skip
 

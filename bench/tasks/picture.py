@@ -20,9 +20,9 @@ from greenllm.bench.tasks.groups import subgroups
 from greenllm.bench.tasks.items import Picture, Task
 from greenllm.bench.tasks.paired import judge
 from greenllm.bench.tasks.robust import noise
+from greenllm.classes import index_of, names_of
 from greenllm.errors import GreenError
 from greenllm.pairs import TASK, unit
-from greenllm.tokens import read_json
 
 _BATCH = 16
 
@@ -38,17 +38,9 @@ def labels(who: Contender, task: Task) -> list[int]:
     classes = who.info.vocabulary
     if not classes:
         raise GreenError(f"{who.row.name} does {who.info.task}: it has no classes to choose from.", "Leave out --task.")
-    told: Any = read_json(who.info.directory / "config.json").get("id2label")
-    names = {str(v): int(k) for k, v in told.items() if str(k).isdigit()} if isinstance(told, dict) else {}
-    found = []
-    for item in task.items:
-        if isinstance(item, Picture):
-            label = item.label if isinstance(item.label, int) else names.get(item.label, -1)
-            if not 0 <= label < classes:
-                known = f"0 to {classes - 1}" + (f"; {', '.join(list(names)[:10])}" if names else "")
-                raise GreenError(f"{item.where}: {who.row.name} has no class {item.label!r}.", f"It has {known}.")
-            found.append(label)
-    return found
+    names = names_of(who.info.directory)
+    items = [i for i in task.items if isinstance(i, Picture)]
+    return [index_of(i.label, names, classes, who=who.row.name, where=i.where) for i in items]
 
 
 def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:

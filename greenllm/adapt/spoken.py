@@ -54,9 +54,7 @@ def _encode(item: Utterance, hear: Features, words: Tokenizer, asked: Script) ->
 
 def _written(words: Tokenizer, text: str) -> list[int]:
     """A text as it stands among others: some vocabularies have the blank in the word, some add it themselves."""
-    return min(
-        (words.plain(t) for t in (" " + text.strip(), text.strip())), key=len
-    )
+    return min((words.plain(t) for t in (" " + text.strip(), text.strip())), key=len)
 
 
 class Spoken(Upper):
