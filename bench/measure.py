@@ -80,7 +80,7 @@ def measure(session: Session, asked: Asked) -> dict[str, Any]:
     if sense:
         query, words = sense.cut(session, asked.tasks)
     else:
-        query = Query(asked.query.prompt, 0 if encoders else asked.query.answer)
+        query = Query(min(asked.query.prompt, phases.shortest(session)), 0) if encoders else asked.query
         window = phases.fitting(session, asked.window)
         phases.cut(session, asked.corpus, window, asked.effort.windows, query)
         words = protocol.query_settings(query) | protocol.text_settings(session, asked.corpus, window)

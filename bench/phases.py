@@ -16,8 +16,12 @@ _BATCH = 16
 
 def fitting(session: Session, window: int) -> int:
     """Tokens of a window that all models read at once, with the tokenizer's own before it and room for one behind."""
-    contexts = [texts.Tokens(who.info.directory).context for who in session.live]
-    return min([window, *(context - 2 for context in contexts)])
+    return min(window, shortest(session) - 2)
+
+
+def shortest(session: Session) -> int:
+    """Tokens that all models read at once."""
+    return min((texts.Tokens(who.info.directory).context for who in session.live), default=1 << 20)
 
 
 def cut(session: Session, text: texts.Text, window: int, count: int, query: Query) -> None:

@@ -119,8 +119,9 @@ def _tokens() -> str:
 
 def _sentences(s: dict[str, Any]) -> str:
     return (
-        f"Sentences from {s['text']}, read by baseline and model: cosine of the two embeddings (of a classifier: logits), "
-        "and how often a sentence's nearest other sentence (its class) is the same. Interval: BCa bootstrap over sentences."
+        f"Sentences from {s['text']}, read by baseline and model: cosine of the two embeddings (of a classifier: "
+        "logits), and how often a sentence's nearest other sentence (its class) is the same. Interval: BCa bootstrap "
+        "over sentences."
     )
 
 

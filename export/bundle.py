@@ -255,7 +255,8 @@ def _tolerance(encoder: bool, details: dict[str, Any]) -> tuple[dict[str, float]
     if not _integers(details):
         return {"relative": _FP32["relative"]}, _WHY["fp32"]
     error = details.get("verified", {}).get("error")
-    return {"relative": round(_UNLIKE * error, 3) if error else _INT8["relative"]}, _WHY["encoder"]
+    relative = max(_FP32["relative"], round(_UNLIKE * error, 4)) if error else _INT8["relative"]
+    return {"relative": relative}, _WHY["encoder"]
 
 
 def _integers(details: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from greenllm import artifact, pages, steps
 from greenllm.artifact import Artifact, Manifest
 from greenllm.card import write_card
+from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.plan import Plan, check_disk, default_out, plan
 from greenllm.progress import Progress, Silent
@@ -100,7 +101,7 @@ def execute(
     if bench:
         if todo.to == "gguf":
             check_engine("llamacpp", "GGUF")
-        _check_bench(todo.checkpoint.task, **(bench_options or {}))
+        _check_bench(todo.checkpoint, **(bench_options or {}))
         _warn_of_overlap(todo, bench_options or {}, progress)
     with artifact.writing(out, force=force, resume=True) as part, _disk_errors(Path(out)):
         steps.begin(part, todo, progress)
@@ -174,22 +175,25 @@ def _bench(
 
 
 def _check_bench(
-    does: str, text: str | Path | None = None, pairs: str | Path | None = None, tasks: Sequence[str | Path] = (),
-    require: Sequence[str] = (), **_: Any,
+    checkpoint: Checkpoint, text: str | Path | None = None, pairs: str | Path | None = None,
+    tasks: Sequence[str | Path] = (), require: Sequence[str] = (), **_: Any,
 ) -> None:  # fmt: skip
     """Refuse before any work what the bench would refuse after it."""
     from greenllm import captions, script
     from greenllm.bench import captions as writing
     from greenllm.bench import fidelity, sight, speech, texts
     from greenllm.bench.require import parse
-    from greenllm.bench.tasks import read_all, zeroshot
+    from greenllm.bench.runners import ENCODERS
+    from greenllm.bench.tasks import labelled, read_all, zeroshot
     from greenllm.pairs import TASK
     from greenllm.vlm import TASK as VLM
 
     texts.read(text)
     if pairs:
         fidelity.read_pairs(Path(pairs))
-    found = read_all(tasks)
+    found, does = read_all(tasks), checkpoint.task
+    for task in found if does in ENCODERS else ():
+        labelled.classes(task, does, checkpoint.path, int(checkpoint.config.num_labels), checkpoint.path.name)
     if does == script.TASK:
         speech.clips(found)
     if does == captions.TASK:

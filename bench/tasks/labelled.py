@@ -6,6 +6,7 @@ Text generators are asked the same rows by :mod:`greenllm.bench.tasks.choice`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -27,37 +28,46 @@ def check(session: Session, tasks: Sequence[Task], *, others: bool) -> None:
     """Refuse before anything is measured what encoders of texts cannot do.
 
     Raises:
-        GreenError: they are asked to write, or a label that a model does not know.
+        GreenError: they are asked to write, or see :func:`classes`.
     """
     if others:
         raise GreenError("--lm-eval and --length ask text generators; these are encoders.", "Leave them out.")
     for who in session.live:
         for task in tasks:
-            if who.info.task != TASK or not isinstance(task.items[0], Item) or not task.items[0].parts:
-                raise GreenError(
-                    f"{who.row.name} does {who.info.task}: it cannot be asked {task.name}.",
-                    "Classifiers take rows of text and label, text generators all the others; leave out --task.",
-                )
-            classes(who, task)
+            classes(task, who.info.task, who.info.directory, who.info.vocabulary, who.row.name)
 
 
-def classes(who: Contender, task: Task) -> list[int]:
-    """The class of each choice of a task, as this model numbers them.
+def classes(task: Task, does: str, directory: Path, count: int, who: str) -> list[int]:
+    """The class of each choice of a task, as a model numbers them.
+
+    Args:
+        task: rows of text and label.
+        does: what the model does.
+        directory: where its config.json lies.
+        count: of its classes.
+        who: its name.
 
     Raises:
-        GreenError: it has only one output, or not this class.
+        GreenError: other rows, or the model has no classes, or not one of these.
     """
-    if who.info.vocabulary < 2:  # noqa: PLR2004 - see the message
-        raise GreenError(f"{who.row.name} has one output: a value, no classes.", "Leave out --task.")
-    names, choices = names_of(who.info.directory), task.items[0].choices if isinstance(task.items[0], Item) else ()
-    return [index_of(c, names, who.info.vocabulary, who=who.row.name, where=task.name) for c in choices]
+    first = task.items[0]
+    if does != TASK or not isinstance(first, Item) or not first.parts:
+        raise GreenError(
+            f"{who} does {does}: it cannot be asked {task.name}.",
+            "Classifiers take rows of text and label, text generators others too; leave out --task.",
+        )
+    if count < 2:  # noqa: PLR2004 - see the message
+        raise GreenError(f"{who} has one output: a value, no classes.", "Leave out --task.")
+    names = names_of(directory)
+    return [index_of(c, names, count, who=who, where=task.name) for c in first.choices]
 
 
 def ask(session: Session, who: Contender, task: Task, *, chat: bool) -> list[Said]:
     """Show one model all items; fill in ``Row.tasks``, compared with the baseline's item by item."""
     del chat  # checked before: nobody talks here
     items = [i for i in task.items if isinstance(i, Item)]
-    known, tokens = classes(who, task), Tokens(who.info.directory)
+    tokens = Tokens(who.info.directory)
+    known = classes(task, who.info.task, who.info.directory, who.info.vocabulary, who.row.name)
     texts = ["".join(i.parts[1::2]) for i in items]
     said: list[Said] = []
     for at in range(0, len(items), _BATCH):

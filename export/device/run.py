@@ -1,6 +1,6 @@
 """Run this bundle: check its files, test itself, then answer. It needs what requirements.txt lists and nothing else.
 
-run.py "prompt"      an answer; of an encoder one line of JSON for each text: its embedding
+run.py "prompt"      an answer; of an encoder one line of JSON for each text: its embedding, or its classes
 run.py --audio FILE  what is said in a .wav of 16 kHz, one channel, 16 bits
 run.py --self-test   the golden answers of selftest.json, within the tolerances stated there
 run.py --check       the files alone: SHA-256 of each, none missing, none more
@@ -337,6 +337,8 @@ class Encoder:
         self._names = [i.name for i in session.get_inputs()]
         self._tokenizer = _tokenizer(root)
         self._context = int(_read(root / "config.json").get("max_position_embeddings") or 512)
+        classes = _read(root / "config.json").get("id2label") or {}
+        self._classes = classes if session.get_outputs()[0].name == "logits" else {}
         asked = [k for k, v in _read(root / "1_Pooling" / "config.json").items() if k.startswith("pooling_mode_") and v]
         self._pooling = asked[0] if len(asked) == 1 else "pooling_mode_mean_tokens"
 
@@ -358,6 +360,13 @@ class Encoder:
         if self._pooling == "pooling_mode_cls_token":
             return found[0]
         return found.max(0) if self._pooling == "pooling_mode_max_tokens" else found.mean(0)
+
+    def says(self, text: str) -> list[float] | dict[str, float]:
+        """What is told of a text: its embedding; of a classifier each class and its logit, the largest first."""
+        found = [round(float(x), 6) for x in self.vector(self.encode(text))]
+        if not self._classes:
+            return found
+        return {str(self._classes.get(str(i), i)): found[i] for i in sorted(range(len(found)), key=lambda i: -found[i])}
 
     def record(self, text: str, count: int) -> dict[str, Any]:
         """A golden case: the text's tokens and its vector."""
@@ -710,7 +719,7 @@ def main() -> int:
         _prove(model, root, again=asked.self_test)
         if isinstance(model, Encoder):
             for text in asked.text:
-                print(json.dumps([round(float(x), 6) for x in model.vector(model.encode(text))]))
+                print(json.dumps(model.says(text), ensure_ascii=False))
         elif asked.text or asked.audio:
             begun = not asked.audio  # Whisper's first word begins with a space
             for piece in _answer(model, root, asked):
