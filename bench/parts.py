@@ -13,9 +13,9 @@ REST = "rest"
 _METHOD = (
     "The seconds in which each part computes are counted inside every query of the speed rounds: its graph's runs, its "
     "modules' calls in torch; and their share of that query. Means over sittings, with Student's t interval. What is "
-    "in no part, such as choosing tokens, is the rest; a part that no query needs has no time. Keys and values of what "
-    "was heard or seen are made by the encoder's graph, in torch by the decoder. Size: bytes of the weights in its "
-    "files, and their share of all parts'."
+    "in no part, such as choosing tokens, is the rest; a part that no query needs has no time. Size: bytes of the "
+    "weights in its files, and their share of all parts'. Where a decoder has cross attention, its keys and values "
+    "belong, size and time, to the encoder's graph, and in torch to the decoder."
 )
 _BY_TIME = (
     " No meter tells parts apart: a part's energy is its share of the time of the query's gross energy, as if every "

@@ -31,7 +31,7 @@ _PARTS = {  # of each task, by file and tensor: the first that fits
     captions.TASK: _WRITER,
     vlm.TASK: {SIGHT: f"^{vlm.SIGHT}:", VISION: rf"safetensors:.*{_PATTERNS['vision']}",
                PROJECTOR: rf"safetensors:.*{_PATTERNS['projector']}", DECODER: ""},
-    pairs.TASK: {TEXT: f"^{pairs.TEXT}:|safetensors:text_", VISION: r"\.onnx:|safetensors:vis(ion|ual)_"},
+    pairs.TASK: {VISION: r"^model\.onnx:|safetensors:vis(ion|ual)_", TEXT: f"^{pairs.TEXT}:|safetensors:text_"},
 }  # fmt: skip
 _HEADER = 100 << 20  # bytes of a safetensors header at most: the format's own limit
 

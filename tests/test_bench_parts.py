@@ -238,9 +238,9 @@ def test_sizes_of_graphs_are_those_of_their_files(home, name):
     runner = loader("onnxruntime").load(str(directory), 1)
     found = tensors.bytes_by_part(directory, "onnxruntime", directory, runner.info.task)
     assert set(found) == set(runner.clock.take())
-    file = {"speech": "encoder.onnx", "captions": "encoder.onnx", "vlm": "vision.onnx", "pairs": "text.onnx"}[name]
-    first, second = (sum(p.stat().st_size for p in directory.glob(f"{f}*")) for f in (file, "model.onnx"))
-    for size, whole in zip(found.values(), (first, second), strict=True):
+    files = {"vlm": ("vision.onnx", "model.onnx"), "pairs": ("model.onnx", "text.onnx")}
+    for size, file in zip(found.values(), files.get(name, ("encoder.onnx", "model.onnx")), strict=True):
+        whole = sum(p.stat().st_size for p in directory.glob(f"{file}*"))
         assert 0.5 * whole < size < whole  # small models: the graph itself takes its share
 
 
@@ -295,6 +295,22 @@ def test_a_bench_tells_size_time_and_energy(home, tmp_path):
     told = lines["time_share, part encoder"]
     assert float(told["value"]) == found.rows[0].parts["encoder"]["time_share"].value
     assert (told["unit"], told["n"], told["method"]) == ("%", "2", "measured:clock")
+
+
+@pytest.mark.parametrize("name", ["vlm", "pairs"])
+def test_a_bench_of_models_that_see(home, name):
+    models = [home[name]["torch"], home[name]["onnxruntime"]]
+    found = greenllm.bench(models, effort=BRIEF, threads=1, energy=False)
+    assert [row.error for row in found.rows] == [None, None]
+    dense, graphs = ([part for part, f in row.parts.items() if "time" in f] for row in found.rows)
+    assert dense == (["vision", "projector", "decoder", "rest"] if name == "vlm" else ["vision", "rest"])
+    assert graphs == (["vision and projector", "decoder", "rest"] if name == "vlm" else ["vision", "rest"])
+    for row in found.rows:
+        assert all("size" in figures for part, figures in row.parts.items() if part != "rest")
+        assert "text" in row.parts or name == "vlm"  # which a query of one image does not need
+        assert not any("energy" in figures for figures in row.parts.values())
+        assert row.parts["rest"]["time_share"].value > 0
+    assert "same power" not in found.methods["Parts"]
 
 
 def test_names_of_others_are_escaped_and_old_reports_have_no_parts():
