@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +24,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Query:
-    """Seconds of one query: until the first token, and of each further one (none for an encoder)."""
+    """Seconds of one query: until the first token, and of each further one (none for an encoder).
+
+    ``parts`` are the seconds that each part of a model of several took.
+    """
 
     first: float
     steps: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -37,9 +41,12 @@ class Query:
 
 def ask(runner: Runner, prompt: Any, answer: int) -> Query:
     """One query: ``answer`` tokens after ``prompt``, or the embedding of ``prompt`` (tokens, pixels) for 0."""
+    runner.clock.take()
     if answer == 0:
-        return _timed(lambda: runner.encode([prompt]), _never, 1)
-    return _timed(lambda: runner.prefill(prompt, answer), runner.step, answer)
+        found = _timed(lambda: runner.encode([prompt]), _never, 1)
+    else:
+        found = _timed(lambda: runner.prefill(prompt, answer), runner.step, answer)
+    return replace(found, parts=runner.clock.take())
 
 
 def ask_all(runner: Runner, prompts: Any, answer: int) -> Query:

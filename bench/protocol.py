@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenllm.bench import reading, texts
+from greenllm.bench import parts, reading, texts
 from greenllm.bench.results import METRICS, Results
 from greenllm.bench.runners import ENCODERS
 from greenllm.bench.session import Query, Session
@@ -58,6 +58,7 @@ def methods(results: Results) -> dict[str, str]:
         + (reading.METHOD if "texts" in s else "")
         + _limits(s)
     )
+    found |= parts.methods(results)
     if any(row.batches for row in results.rows):
         found["Batches"] = _batches()
     if any("load" in row.samples for row in results.rows):

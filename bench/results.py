@@ -209,6 +209,7 @@ class Row(_Strict):
     """One model. ``error`` says why figures are missing; ``ratios`` are to the baseline; ``sizes`` are MB by kind.
 
     ``lengths`` go by the prompt's length, ``batches`` by the number of queries; a batch that it cannot do is empty.
+    ``parts`` go by the part's name, and hold "size", "time" and "energy" of it and of each its "…_share" of the whole.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Row(_Strict):
     blocks: dict[str, float] = Field(default_factory=dict)
     lengths: dict[str, dict[str, Measurement]] = Field(default_factory=dict)
     batches: dict[str, dict[str, Measurement]] = Field(default_factory=dict)
+    parts: dict[str, dict[str, Measurement]] = Field(default_factory=dict)
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
     payback: dict[str, Payback] = Field(default_factory=dict)
     provenance: Provenance = Field(default_factory=Provenance)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greenllm.bench import latency, texts
+from greenllm.bench import latency, parts, texts
 from greenllm.bench.measurement import Measurement, counted
 from greenllm.bench.models import Target, sizes
 from greenllm.bench.process import Failed, Model, blame
 from greenllm.bench.results import Row
 from greenllm.bench.runners import Info
-from greenllm.bench.tensors import bytes_by_kind
+from greenllm.bench.tensors import bytes_by_kind, bytes_by_part
 from greenllm.errors import GreenError
 from greenllm.progress import Progress
 
@@ -156,8 +156,9 @@ class Session:
         who.row.measurements["load"] = Measurement(value=took, unit="s", n=1, method="measured:clock", note=note)
         total, weights = sizes(who.info.directory, who.target)
         who.row.measurements["disk"] = counted(total / 1e6, "MB", "all files that the model needs to run")
-        kinds = bytes_by_kind(who.info.directory, who.target.runner, Path(who.target.path))
-        who.row.sizes = {k: n / 1e6 for k, n in kinds.items()}
+        where = who.info.directory, who.target.runner, Path(who.target.path)
+        who.row.sizes = {k: n / 1e6 for k, n in bytes_by_kind(*where).items()}
+        who.row.parts = parts.sizes(bytes_by_part(*where, who.info.task))
         who.weights = who.info.weights or weights
         base = self.live[0]
         if base.info.parameters and base.row is self.rows[0]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from greenllm.bench import latency
+from greenllm.bench import latency, parts
 from greenllm.bench.bandwidth import read_bandwidth
 from greenllm.bench.disturbance import Watch
 from greenllm.bench.measurement import Measurement
@@ -84,6 +84,7 @@ class Speed:
         for who in self.session.live:
             who.row.measurements |= who.rounds.measurements()
             who.row.samples |= who.rounds.samples() | who.rounds.quantiles()
+            parts.add(who.row.parts, parts.times(who.rounds))
             _bandwidth(who, self._read)
 
     def _narrow(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from greenllm.bench import energy as meters
 from greenllm.bench.measurement import Measurement, bootstrap
+from greenllm.bench.parts import add, energies
 from greenllm.bench.session import Contender, Effort, Query, Session
 
 
@@ -29,6 +30,7 @@ class Spending:
                 continue
             who.row.samples["query_seconds"] = parts["query"].seconds
             who.row.measurements |= _figures(who, parts, self.idle, self.meter, self.query)
+            add(who.row.parts, energies(who.row.parts, who.row["energy_gross"]))
             if self.grid:
                 took = bootstrap(parts["query"].seconds, "s", "measured:clock")
                 gross, net = (who.row.measurements[f"energy_{x}"] for x in ("gross", "net"))

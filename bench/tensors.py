@@ -1,6 +1,7 @@
 """Where the bytes of a model are: in its embedding, attention, MLP, head, or elsewhere, by the names of its tensors.
 
 Of a model that answers about images all that sees is one kind, and what lies between that and the decoder another.
+And in which part, of a model of several: by the graph, or the names in a checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from greenllm import audio, captions, pairs, script, vlm
+from greenllm.bench.runners.clock import DECODER, ENCODER, PROJECTOR, SIGHT, TEXT, VISION
 
 KINDS = ("embedding", "attention", "MLP", "head", "other", "projector", "vision")
 _PATTERNS = {  # the first that fits; a norm beside an attention is no attention
@@ -21,6 +25,14 @@ _PATTERNS = {  # the first that fits; a norm beside an attention is no attention
     "attention": r"attn|attention|self_att|q_proj|k_proj|v_proj|o_proj|qkv",
     "MLP": r"mlp|ffn|feed_forward|intermediate|\bfc\d|experts|output\.dense",
 }
+_WRITER = {ENCODER: rf"^{audio.ENCODER}:|safetensors:(model\.)?encoder\.", DECODER: ""}
+_PARTS = {  # of each task, by file and tensor: the first that fits
+    script.TASK: _WRITER,
+    captions.TASK: _WRITER,
+    vlm.TASK: {SIGHT: f"^{vlm.SIGHT}:", VISION: rf"safetensors:.*{_PATTERNS['vision']}",
+               PROJECTOR: rf"safetensors:.*{_PATTERNS['projector']}", DECODER: ""},
+    pairs.TASK: {VISION: r"^model\.onnx:|safetensors:vis(ion|ual)_", TEXT: f"^{pairs.TEXT}:|safetensors:text_"},
+}  # fmt: skip
 _HEADER = 100 << 20  # bytes of a safetensors header at most: the format's own limit
 
 
@@ -37,15 +49,29 @@ def bytes_by_kind(directory: Path, runner: str, file: Path) -> dict[str, int]:
         runner: which engine it is for.
         file: the model itself, where it is a file (GGUF).
     """
+    found = dict.fromkeys(KINDS, 0)
+    for name, size in _tensors(directory, runner, file):
+        found[kind(name.partition(":")[2])] += size
+    return {kind: size for kind, size in found.items() if size}
+
+
+def bytes_by_part(directory: Path, runner: str, file: Path, task: str) -> dict[str, int]:
+    """Bytes of the weights of each part of a model that does ``task`` with several; empty for others, and as above."""
+    parts = _PARTS.get(task, {})
+    found = dict.fromkeys(parts, 0)
+    for name, size in _tensors(directory, runner, file) if parts else ():
+        if part := next((p for p, pattern in parts.items() if re.search(pattern, name)), None):
+            found[part] += size
+    return {part: size for part, size in found.items() if size}
+
+
+def _tensors(directory: Path, runner: str, file: Path) -> list[tuple[str, int]]:
+    """Names, each after that of its file and a colon, and bytes; none where a file cannot be looked into."""
     readers = {"torch": _safetensors, "genai": _onnx, "onnxruntime": _onnx}
     try:
-        tensors = _gguf(file) if runner == "llamacpp" else readers[runner](directory)
-        found = dict.fromkeys(KINDS, 0)
-        for name, size in tensors:
-            found[kind(name)] += size
+        return list(_gguf(file) if runner == "llamacpp" else readers[runner](directory))
     except Exception:  # noqa: BLE001 - a picture is no reason to stop, whatever a foreign file holds
-        return {}
-    return {kind: size for kind, size in found.items() if size}
+        return []
 
 
 def _safetensors(directory: Path) -> Iterator[tuple[str, int]]:
@@ -58,7 +84,7 @@ def _safetensors(directory: Path) -> Iterator[tuple[str, int]]:
         for name, entry in header.items():
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
-                yield name, int(end) - int(begin)
+                yield f"{file.name}:{name}", int(end) - int(begin)
 
 
 def _onnx(directory: Path) -> Iterator[tuple[str, int]]:
@@ -73,11 +99,11 @@ def _onnx(directory: Path) -> Iterator[tuple[str, int]]:
             seen.add(where)
             small = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
             bits = small.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            yield tensor.name, math.ceil(math.prod(tensor.dims) * bits / 8)
+            yield f"{file.name}:{tensor.name}", math.ceil(math.prod(tensor.dims) * bits / 8)
 
 
 def _gguf(file: Path) -> Iterator[tuple[str, int]]:
     from gguf import GGUFReader
 
     for tensor in GGUFReader(str(file)).tensors:
-        yield tensor.name, int(tensor.n_bytes)
+        yield f"{file.name}:{tensor.name}", int(tensor.n_bytes)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greenllm.artifact import write_atomic
-from greenllm.bench.report import curves, cuts, figures, lengths, robust, sizes, spend, tasks
+from greenllm.bench.report import curves, cuts, figures, lengths, parts, robust, sizes, spend, tasks
 from greenllm.bench.report.lines import to_csv
 from greenllm.bench.report.words import EMPTY, MARKS, change, interval, number, times
 from greenllm.bench.results import METRICS, Results, Row
@@ -116,6 +116,7 @@ def _groups(results: Results) -> list[tuple[str, list[tuple[str, list[dict[str, 
             cells = [_cell(row, name) for row in results.rows]
             found.setdefault(metric.group, []).append((metric.label, cells))
     more = {
+        "By part": parts.lines(results),
         "By prompt length": lengths.lines(results),
         "By batch": lengths.by_batch(results),
         "Tasks": tasks.lines(results),

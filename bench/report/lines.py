@@ -30,6 +30,9 @@ def to_csv(results: Results) -> str:
                 mine = [results.baseline, size if what == "batch" else rest[1], *rest[2:]]
                 for name, m in figures.items():
                     writer.writerow([*_figure(row, f"{name}, {what} of {size}", m), *_ratio(None), "", *mine])
+        for part, figures in row.parts.items():
+            for name, m in figures.items():
+                writer.writerow([*_figure(row, f"{name}, part {part}", m), *_ratio(None), "", *rest])
         for name, t in row.tasks.items():
             for kind, score in [*t.scores.items(), *_disturbed(t)]:
                 change = _ratio(score.against.difference if score.against else None)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from greenllm.bench.runners.clock import Clock
 from greenllm.classes import TASK
 from greenllm.errors import GreenError
 
@@ -84,6 +85,7 @@ class Runner(Protocol):
     """A model that is loaded and ready, batch 1, greedy."""
 
     info: Info
+    clock: Clock
 
     def prefill(self, tokens: list[int], answer: int) -> int:
         """Read a prompt, with room for ``answer`` tokens; return the first token of the answer.
@@ -145,6 +147,8 @@ def loader(name: str) -> Loader:
 class Decoder(ABC):
     """What all text generators share, and what they cannot do."""
 
+    clock = Clock()
+
     def stream(self, tokens: list[int], answer: int) -> Iterator[int]:
         """See :class:`Runner`."""
         token = self.prefill(tokens, answer)
@@ -180,6 +184,8 @@ class Decoder(ABC):
 
 class Encoder:
     """What a sentence encoder cannot do."""
+
+    clock = Clock()
 
     def pixels(self, files: Sequence[str]) -> NDArray[np.float32]:
         """Not for images."""

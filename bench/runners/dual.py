@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greenllm.bench.runners import Info
+from greenllm.bench.runners.clock import TEXT, VISION, Clock
 from greenllm.bench.runners.vision import OnnxVision
 from greenllm.errors import GreenError
 from greenllm.pairs import TASK, Reader, facts_of
@@ -38,6 +39,7 @@ class OnnxDual(OnnxVision):
             )
         self.reader = Reader(info.directory, facts_of(info.directory))
         self.info = replace(self.info, task=TASK)
+        self.clock = Clock(VISION, TEXT)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`greenllm.pairs.Reader.tokens`."""
@@ -46,8 +48,10 @@ class OnnxDual(OnnxVision):
     def encode(self, batch: Any) -> NDArray[np.float32]:
         """Vectors of images (pixels) or of texts (tokens); see :class:`greenllm.bench.runners.Runner`."""
         if isinstance(batch[0], np.ndarray):
-            return super().encode(batch)
-        found: NDArray[np.float32] = self.text.run(None, self.reader.feed(batch))[0]
+            with self.clock.of(VISION):
+                return super().encode(batch)
+        with self.clock.of(TEXT):
+            found: NDArray[np.float32] = self.text.run(None, self.reader.feed(batch))[0]
         return found
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from greenllm import audio, captions, images, script
 from greenllm.bench.runners import Decoder, Info
+from greenllm.bench.runners.clock import DECODER, ENCODER, Clock
 from greenllm.errors import GreenError
 from greenllm.export.device import run
 
@@ -72,6 +73,12 @@ class OnnxWriter(run.Listener, Scribe):
         super().__init__(encoder, decoder, asked)
         vocabulary = next(o.shape[-1] for o in decoder.get_outputs() if o.name == "logits")
         self.info = replace(info, task=task, vocabulary=vocabulary if isinstance(vocabulary, int) else 0)
+        self.clock = Clock(ENCODER, DECODER)
+
+    def hear(self, sound: NDArray[np.float32]) -> None:
+        """See :class:`greenllm.export.device.run.Scribe`."""
+        with self.clock.of(ENCODER):
+            super().hear(sound)
 
     def feed(self, ids: list[int]) -> NDArray[np.float32]:
         """See :class:`greenllm.export.device.run.Scribe`.
@@ -79,7 +86,8 @@ class OnnxWriter(run.Listener, Scribe):
         Raises:
             GreenError: the logits hold NaN or infinity.
         """
-        return finite(super().feed(ids))
+        with self.clock.of(DECODER):
+            return finite(super().feed(ids))
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""

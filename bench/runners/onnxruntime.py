@@ -207,13 +207,16 @@ class OnnxDecoder(Decoder):
             batch: T of them for each of B prompts.
             every: ask for the logits of all positions a graph that gives the last one's otherwise.
         """
-        feed = self._feed(batch, every=every)
-        if self.info.gpu:
-            logits, *self._cache = self._bound(feed)
-        else:
-            logits, *self._cache = self.session.run_with_ort_values(["logits", *self._presents], feed)
+        logits, *self._cache = self._compute(self._feed(batch, every=every))
         self._length += len(batch[0])
         found: NDArray[Any] = logits.numpy()
+        return found
+
+    def _compute(self, feed: dict[str, ort.OrtValue]) -> list[ort.OrtValue]:
+        """Logits and the grown cache."""
+        if self.info.gpu:
+            return self._bound(feed)
+        found: list[ort.OrtValue] = self.session.run_with_ort_values(["logits", *self._presents], feed)
         return found
 
     def _bound(self, feed: dict[str, ort.OrtValue]) -> list[ort.OrtValue]:

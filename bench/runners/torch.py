@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from greenllm import captions, images, merge, script
 from greenllm.adapt import adapters
 from greenllm.bench.runners import CPU, Decoder, Encoder, Info, Runner, Where, pooling
+from greenllm.bench.runners.clock import DECODER, ENCODER, Clock
 from greenllm.bench.runners.listener import Scribe, finite
 from greenllm.blocks import blocks_of
 from greenllm.checkpoint import Checkpoint, open_checkpoint
@@ -171,6 +172,7 @@ class TorchWriter(Scribe):
         self.script = asked
         self.model = model
         self.info = _info(checkpoint, model)
+        self.clock = Clock(ENCODER, DECODER)
         self._heard: Any = None
         self._cache: Any = None
 
@@ -178,7 +180,8 @@ class TorchWriter(Scribe):
     def hear(self, sound: NDArray[np.float32]) -> None:
         """See :class:`greenllm.export.device.run.Scribe`."""
         self._cache = None
-        self._heard = self.model.get_encoder()(**self.features(sound))
+        with self.clock.of(ENCODER):
+            self._heard = self.model.get_encoder()(**self.features(sound))
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> NDArray[np.float32]:
@@ -187,12 +190,13 @@ class TorchWriter(Scribe):
         Raises:
             GreenError: the logits hold NaN or infinity.
         """
-        out = self.model(
-            encoder_outputs=self._heard, decoder_input_ids=torch.tensor([ids]),
-            past_key_values=self._cache, use_cache=True,
-        )  # fmt: skip
-        self._cache = out.past_key_values
-        return finite(out.logits[0, -1].numpy())
+        with self.clock.of(DECODER):
+            out = self.model(
+                encoder_outputs=self._heard, decoder_input_ids=torch.tensor([ids]),
+                past_key_values=self._cache, use_cache=True,
+            )  # fmt: skip
+            self._cache = out.past_key_values
+            return finite(out.logits[0, -1].numpy())
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""

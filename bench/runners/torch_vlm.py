@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from greenllm import images, vlm
+from greenllm import images, merge, vlm
+from greenllm.bench.runners.clock import DECODER, PROJECTOR, VISION, Clock
 from greenllm.bench.runners.torch import TorchDecoder
 from greenllm.checkpoint import Checkpoint
 from greenllm.export.vision import processor_of
@@ -22,6 +23,10 @@ class TorchSighted(TorchDecoder):
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         super().__init__(checkpoint, model)
         self._each = each(checkpoint)
+        self.clock = Clock(VISION, PROJECTOR, DECODER)
+        for part, module in zip((VISION, PROJECTOR, DECODER), merge.towers(model), strict=True):
+            self.clock.watch(part, module)
+        self.clock.watch(DECODER, model.get_output_embeddings())
 
     @cached_property
     def _reads(self) -> tuple[Tokenizer, Any]:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from greenllm import images, vlm
+from greenllm.bench.runners.clock import DECODER, SIGHT, Clock
 from greenllm.bench.runners.onnxruntime import OnnxDecoder
 from greenllm.errors import GreenError
 from greenllm.tokens import Tokenizer
@@ -35,6 +36,7 @@ class OnnxSighted(OnnxDecoder):
     def __init__(self, sight: ort.InferenceSession, session: ort.InferenceSession, directory: Path) -> None:
         super().__init__(session, directory)
         self.sight = sight
+        self.clock = Clock(SIGHT, DECODER)
         (given, *more), (found, *others) = sight.get_inputs(), sight.get_outputs()
         _, self._each, self._width = found.shape
         taken = self._inputs[SEEN].shape if SEEN in self._inputs else []
@@ -63,12 +65,17 @@ class OnnxSighted(OnnxDecoder):
     def _feed(self, batch: list[list[int]], *, every: bool) -> dict[str, ort.OrtValue]:
         return super()._feed(batch, every=every) | {SEEN: ort.OrtValue.ortvalue_from_numpy(self._seen(batch))}
 
+    def _compute(self, feed: dict[str, ort.OrtValue]) -> list[ort.OrtValue]:
+        with self.clock.of(DECODER):
+            return super()._compute(feed)
+
     def _seen(self, batch: list[list[int]]) -> NDArray[np.float32]:
         """Vectors of the images of prompts [B, N, H]; N is 0 where they have none."""
         pixels = [p.pixels for p in batch if isinstance(p, vlm.Prompt) and p.pixels is not None]
         if not pixels:
             return np.zeros((len(batch), 0, self._width), np.float32)
-        found: NDArray[np.float32] = self.sight.run([SEEN], {"pixel_values": np.stack(pixels)})[0]
+        with self.clock.of(SIGHT):
+            found: NDArray[np.float32] = self.sight.run([SEEN], {"pixel_values": np.stack(pixels)})[0]
         return found
 
     def close(self) -> None:
