@@ -13,8 +13,8 @@ from pathlib import Path
 
 KINDS = ("embedding", "attention", "MLP", "head", "other", "projector", "vision")
 _PATTERNS = {  # the first that fits; a norm beside an attention is no attention
-    "vision": r"vision_tower",
-    "projector": r"multi_modal_projector",
+    "vision": r"vision_tower|^model\.vision_model",
+    "projector": r"multi_modal_projector|^model\.connector",
     "other": r"norm|ln_\d|ln_f|rotary|_cache\b",
     "head": r"lm_head|^output\.|score\.|classifier",
     "embedding": r"embe?d|wte|wpe|token_types",
@@ -73,7 +73,7 @@ def _onnx(directory: Path) -> Iterator[tuple[str, int]]:
             seen.add(where)
             small = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
             bits = small.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            yield tensor.name, math.ceil(math.prod(tensor.dims) * bits / 8)
+            yield tensor.name.removeprefix("model."), math.ceil(math.prod(tensor.dims) * bits / 8)
 
 
 def _gguf(file: Path) -> Iterator[tuple[str, int]]:

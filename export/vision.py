@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
-from greenllm.images import PROCESSOR, Pixels, Processor, answer_of, pictures
+from greenllm.images import PROCESSOR, Pixels, answer_of, fitting, pictures
+from greenllm.kinds import VLM
 from greenllm.progress import Progress
+from greenllm.tiles import Eye, Seen, eye
 from greenllm.tokens import read_json
 
 if TYPE_CHECKING:
@@ -77,17 +79,35 @@ def processor_of(directory: Path) -> Callable[[Image.Image], Pixels]:
     Raises:
         GreenError: there is none, or see :func:`their_processor`.
     """
+    eye = their_eye(directory)
+    return lambda image: eye(image).pixels[0]
+
+
+def their_eye(directory: Path) -> Eye:
+    """What transformers makes of an image.
+
+    Raises:
+        GreenError: there is no processor, or see :func:`their_processor`.
+    """
     theirs = their_processor(directory)
     if theirs is None:
         raise GreenError(f"{directory} has no {PROCESSOR}: image files cannot be made pixels.")
-    return lambda image: np.asarray(theirs(image, return_tensors="np")["pixel_values"][0])
+
+    def see(image: Image.Image) -> Seen:
+        if not hasattr(theirs, "do_image_splitting"):
+            return Seen(np.asarray(theirs(image, return_tensors="np")["pixel_values"]))
+        told = theirs(image, return_tensors="np", return_row_col_info=True)
+        return Seen(told["pixel_values"][0], told["rows"][0][0], told["cols"][0][0])
+
+    return see
 
 
 def write_processor(checkpoint: Checkpoint, out: Path, progress: Progress) -> None:
     """Write every key of the preprocessing, its defaults too, and see that it works without transformers.
 
     Raises:
-        GreenError: see :func:`their_processor`; or it gives other pixels without transformers.
+        GreenError: see :func:`their_processor`; or it gives other pixels without transformers, or others than a model
+            that answers about images takes.
     """
     theirs = their_processor(checkpoint.path)
     if theirs is None:
@@ -95,13 +115,15 @@ def write_processor(checkpoint: Checkpoint, out: Path, progress: Progress) -> No
         return
     theirs.save_pretrained(out)
     try:
-        ours = Processor(out)
+        ours = eye(out)
     except GreenError as e:
         progress.note(f"WARNING. On a device without transformers its images cannot be prepared: {e.what}")
         return
     drawn = np.random.default_rng(0).integers(0, 256, (41, 67, 3), np.uint8)
     image = Image.fromarray(drawn)
-    want = theirs(image, return_tensors="np")["pixel_values"][0]
-    got = ours(image)
-    if got.shape != want.shape or np.abs(got - want).max() > _ALIKE * max(1.0, float(np.abs(want).max())):
+    (want, *grid), (got, *ours_lie) = their_eye(checkpoint.path)(image), ours(image)
+    alike = got.shape == want.shape and grid == ours_lie
+    if not alike or np.abs(got - want).max() > _ALIKE * max(1.0, float(np.abs(want).max())):
         raise GreenError(f"{checkpoint.path / PROCESSOR}: without transformers it makes other pixels than with it.")
+    if checkpoint.task == VLM:
+        fitting(got, checkpoint.image_shape, out)
