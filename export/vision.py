@@ -16,7 +16,7 @@ from greenllm.errors import GreenError
 from greenllm.images import PROCESSOR, Pixels, answer_of, fitting, pictures
 from greenllm.kinds import VLM
 from greenllm.progress import Progress
-from greenllm.tiles import Eye, Seen, eye
+from greenllm.tiles import Eye, Seen, eye, tiled
 from greenllm.tokens import read_json
 
 if TYPE_CHECKING:
@@ -60,17 +60,28 @@ def their_processor(directory: Path) -> Any:
     Raises:
         GreenError: its file is damaged or of a kind that transformers does not have.
     """
-    # the top of transformers has this name only beside torchvision, which these processors do without
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
     if not (directory / PROCESSOR).is_file() and "image_processor" not in read_json(directory / _WHOLE):
         return None
     try:
+        if tiled(directory):
+            return _tiler(directory).from_pretrained(directory, local_files_only=True)
+        # the top of transformers has this name only beside torchvision, which these processors do without
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
         return AutoImageProcessor.from_pretrained(
             directory, backend="pil", local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as e:
         raise GreenError(f"{directory / PROCESSOR}: transformers cannot use it: {str(e).splitlines()[0][:200]}") from e
+
+
+def _tiler(directory: Path) -> Any:
+    """Transformers' class for tiles, which :class:`AutoImageProcessor` has only beside torchvision."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    kinds = {"idefics3": Idefics3ImageProcessorPil, "smolvlm": SmolVLMImageProcessorPil}
+    return kinds[read_json(directory / "config.json")["model_type"]]
 
 
 def processor_of(directory: Path) -> Callable[[Image.Image], Pixels]:

@@ -238,7 +238,7 @@ def test_models_that_fit_ill_are_refused_by_name(home, tmp_path):
     text = (unmarked / "tokenizer.json").read_text().replace("<fake_token_around_image>", "<other>")
     (unmarked / "tokenizer.json").write_text(text)
     for path, says in [
-        (make_smolvlm(tmp_path / "side", "smolvlm", vision={"image_size": 100}), "26, 27 or 32"),
+        (make_smolvlm(tmp_path / "side", "smolvlm", vision={"image_size": 200}), "26, 27 or 32"),
         (changed("scale", scale_factor=3), "3 x 3 become a vector"),
         (changed("token", image_token_id=99_999), "no token of its own"),
         (unmarked, "no token of its own for <fake_token_around_image>"),
