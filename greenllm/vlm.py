@@ -139,7 +139,8 @@ def read(tokenizer: Tokenizer, said: str, seen: Seen | None, each: int) -> Promp
         raise GreenError(
             f"The prompt has {len(found)} tokens, {made} of them of its image; this model's context is "
             f"{tokenizer.context}.",
-            f"Shorten it; or have fewer tiles: a smaller longest_edge in {PROCESSOR}, or do_image_splitting false."
+            f"Shorten it; or have fewer tiles: in {PROCESSOR} of its checkpoint a smaller longest_edge, or "
+            "do_image_splitting false; then export it again."
             if seen.rows
             else "Shorten it.",
         )

@@ -39,15 +39,15 @@ _TOKENS += [f"<row_{r}_col_{c}>" for r in (1, 2) for c in (1, 2)]
 _SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 
-def make_smolvlm(path, kind, *, split=True, seed=0, vision=None, **options):
-    """A random one with tiles of 32 x 32 pixels, of which images have at most 3 x 3; saved by transformers."""
+def make_smolvlm(path, kind, *, std=0.15, vision=None):
+    """A random one, of so large weights that what is seen makes a difference, with tiles of 32 x 32 pixels, of which images have at most 3 x 3; saved by transformers."""
     config, model, pixels = KINDS[kind]
     make_tokenizer(path, 150)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.add_special_tokens({"additional_special_tokens": _TOKENS})
     tokenizer.save_pretrained(path)
     (path / "chat_template.jinja").write_text(CHAT)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     text = {
         "model_type": "llama", "vocab_size": 160, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, **_SHAPE,
@@ -55,17 +55,15 @@ def make_smolvlm(path, kind, *, split=True, seed=0, vision=None, **options):
     made = model(config(
         vision_config={"image_size": SIDE, "patch_size": 4, **_SHAPE, **(vision or {})}, text_config=text,
         scale_factor=2, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=2,
-        tie_word_embeddings=kind == "smolvlm", **options,
+        tie_word_embeddings=kind == "smolvlm",
     ))  # fmt: skip
     for name, parameter in made.named_parameters():
         if name.endswith("bias"):  # 0 from the start: they would hide a mistake
             torch.nn.init.normal_(parameter, std=0.05)
-        elif parameter.dim() > 1:  # so that what is seen makes a difference
-            torch.nn.init.normal_(parameter, std=0.15)
+        elif parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
     made.save_pretrained(path)
-    pixels(
-        size={"longest_edge": 3 * SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=split,
-    ).save_pretrained(path)  # fmt: skip
+    pixels(size={"longest_edge": 3 * SIDE}, max_image_size={"longest_edge": SIDE}).save_pretrained(path)
     (path / "processor_config.json").write_text(
         json.dumps({"image_seq_len": EACH, "processor_class": f"{model.__name__.split('For')[0]}Processor"})
     )
@@ -99,6 +97,28 @@ def their_inputs(path, kind, file, text=QUESTION):
     (rows,), (columns,) = seen.pop("rows")[0], seen.pop("cols")[0]
     written = get_image_prompt_string(rows, columns, EACH, _TOKENS[1], _TOKENS[0], _TOKENS[4])
     return {**tokenizer(said.replace("<image>", written), return_tensors="pt"), **seen}
+
+
+def teach(path, kind, folder, steps):
+    """Learn the colours of a folder that ``llavas.asked`` made, an image after the other."""
+    model, tokenizer = KINDS[kind][1].from_pretrained(path).train(), AutoTokenizer.from_pretrained(path)
+    rows = [json.loads(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
+    given = []
+    for row in rows:
+        fed = their_inputs(path, kind, folder / row["image"])
+        asked, answer = fed["input_ids"], tokenizer(row["answer"] + "</s>", return_tensors="pt")["input_ids"]
+        ids = torch.cat([asked, answer], 1)
+        labels = torch.cat([torch.full_like(asked, -100), answer], 1)
+        given.append({"input_ids": ids, "labels": labels, "pixel_values": fed["pixel_values"]})
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for step in range(steps):
+        optimizer.zero_grad()
+        for one in given[step % 4 :: 4]:
+            model(**one).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval().save_pretrained(path)
+    return path
 
 
 def theirs(path, kind, file, text=QUESTION):
