@@ -54,9 +54,10 @@ def eye(directory: Path) -> Eye:
 
 def spelled(mark: str, each: int, rows: int, columns: int) -> str:
     """How an image is written in a prompt: ``each`` marks for the vectors of every part, and names of the parts."""
-    lines = ["".join(f"{FRAME}<row_{r}_col_{c}>{mark * each}" for c in range(1, columns + 1)) for r in range(1, rows + 1)]
-    tiles = "".join(f"{line}\n" for line in lines) + "\n" * bool(rows)
-    return f"{tiles}{FRAME}{_WHOLE}{mark * each}{FRAME}"
+    image = mark * each
+    across, down = range(1, columns + 1), range(1, rows + 1)
+    lines = ["".join(f"{FRAME}<row_{r}_col_{c}>{image}" for c in across) + "\n" for r in down]
+    return "".join(lines) + "\n" * bool(rows) + f"{FRAME}{_WHOLE}{image}{FRAME}"
 
 
 class Tiler(Described):

@@ -40,7 +40,10 @@ _SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
 
 
 def make_smolvlm(path, kind, *, std=0.15, vision=None):
-    """A random one, of so large weights that what is seen makes a difference, with tiles of 32 x 32 pixels, of which images have at most 3 x 3; saved by transformers."""
+    """A random one with tiles of 32 x 32 pixels, of which images have at most 3 x 3; saved by transformers.
+
+    Its weights are so large that what is seen makes a difference.
+    """
     config, model, pixels = KINDS[kind]
     make_tokenizer(path, 150)
     tokenizer = AutoTokenizer.from_pretrained(path)
