@@ -17,8 +17,8 @@ from greenllm.bench.runners.clock import DECODER, ENCODER, PROJECTOR, SIGHT, TEX
 
 KINDS = ("embedding", "attention", "MLP", "head", "other", "projector", "vision")
 _PATTERNS = {  # the first that fits; a norm beside an attention is no attention
-    "vision": r"vision_tower",
-    "projector": r"multi_modal_projector",
+    "vision": r"vision_tower|\bmodel\.vision_model",
+    "projector": r"multi_modal_projector|\bmodel\.connector",
     "other": r"norm|ln_\d|ln_f|rotary|_cache\b",
     "head": r"lm_head|^output\.|score\.|classifier",
     "embedding": r"embe?d|wte|wpe|token_types",
@@ -29,8 +29,8 @@ _WRITER = {ENCODER: rf"^{audio.ENCODER}:|safetensors:(model\.)?encoder\.", DECOD
 _PARTS = {  # of each task, by file and tensor: the first that fits
     script.TASK: _WRITER,
     captions.TASK: _WRITER,
-    vlm.TASK: {SIGHT: f"^{vlm.SIGHT}:", VISION: rf"safetensors:.*{_PATTERNS['vision']}",
-               PROJECTOR: rf"safetensors:.*{_PATTERNS['projector']}", DECODER: ""},
+    vlm.TASK: {SIGHT: f"^{vlm.SIGHT}:", VISION: rf"safetensors:.*(?:{_PATTERNS['vision']})",
+               PROJECTOR: rf"safetensors:.*(?:{_PATTERNS['projector']})", DECODER: ""},
     pairs.TASK: {VISION: r"^model\.onnx:|safetensors:vis(ion|ual)_", TEXT: f"^{pairs.TEXT}:|safetensors:text_"},
 }  # fmt: skip
 _HEADER = 100 << 20  # bytes of a safetensors header at most: the format's own limit
@@ -99,7 +99,7 @@ def _onnx(directory: Path) -> Iterator[tuple[str, int]]:
             seen.add(where)
             small = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
             bits = small.get(tensor.data_type) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            yield f"{file.name}:{tensor.name}", math.ceil(math.prod(tensor.dims) * bits / 8)
+            yield f"{file.name}:{tensor.name.removeprefix('model.')}", math.ceil(math.prod(tensor.dims) * bits / 8)
 
 
 def _gguf(file: Path) -> Iterator[tuple[str, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from greenllm import pages
+from greenllm import merge, pages
 from greenllm.audio import ENCODER
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
@@ -111,13 +111,14 @@ def _look(checkpoint: Checkpoint, path: Path, arithmetic: Arithmetic) -> dict[st
     """Of a model that answers about images both graphs: an image's vectors, and the logits of a text about it."""
     departs = departing_texts(checkpoint, Tokenizer(path), _SAVE_TOKENIZER)
     model = checkpoint.load_model()
-    pixels, count = pictures(1, checkpoint.image_shape, seed=1), vlm.each(checkpoint)
+    parts = 2 if merge.tiled(model) else 1
+    pixels, count = pictures(parts, checkpoint.image_shape, seed=1), parts * vlm.each(checkpoint)
     ids = np.concatenate([np.full(count, checkpoint.config.image_token_id), asked(checkpoint)[0]])
     want, logits = vlm.in_torch(model, pixels, ids)
     del model
     pages.give_back()
     (seen,) = open_graph(path, SIGHT).run(None, {"pixel_values": pixels})
-    said = decode(open_graph(path), ids, head_width(checkpoint), {vlm.SEEN: seen})
+    said = decode(open_graph(path), ids, head_width(checkpoint), {vlm.SEEN: seen.reshape(1, count, -1)})
     if (
         seen.shape != want.shape
         or said.shape != logits.shape

@@ -57,6 +57,14 @@ def each(checkpoint: Checkpoint) -> int:
         line = str(e).splitlines()[0][:200]
         raise GreenError(f"{checkpoint.path}: it does not run on pixels of {checkpoint.image_shape}: {line}") from e
     told = read_json(checkpoint.path / _PROCESSOR)
+    if merge.tiled(model):
+        if told.get("image_seq_len", found) != found:
+            raise GreenError(
+                f"{checkpoint.path / _PROCESSOR} makes {told['image_seq_len']} tokens of a tile, and the model {found} "
+                "vectors.",
+                "image_seq_len must be (image_size / patch_size / scale_factor) squared.",
+            )
+        return int(found)
     patch, more = told.get("patch_size"), told.get("num_additional_image_tokens", 0)
     if not isinstance(patch, int) or not isinstance(more, int) or patch < 1:
         return int(found)  # transformers itself makes no prompts with it
@@ -85,7 +93,7 @@ def nothing_seen(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def in_torch(model: Any, pixels: NDArray[np.float32], ids: NDArray[np.int64]) -> tuple[Any, Any]:
-    """Vectors of an image [1, N, H] as exported, and logits [T, V] as transformers itself has them."""
+    """Vectors [P, N, H] of an image's parts as exported, and logits [T, V] as transformers itself has them."""
     x = torch.from_numpy(pixels)
-    logits = model(input_ids=torch.from_numpy(ids)[None], pixel_values=x).logits[0]
+    logits = model(input_ids=torch.from_numpy(ids)[None], pixel_values=merge.fed(model, x[None])).logits[0]
     return merge.features(model, x).numpy(), logits.float().numpy()

@@ -100,7 +100,7 @@ def forward(model: Any, batch: dict[str, Tensor]) -> None:
     """Call a model; of a paired one the tower for images, then that for texts, whatever its own order is."""
     if answers(model):
         seen = merge.features(model, batch["pixel_values"])
-        merge.Sighted(model)(batch["input_ids"], seen)
+        merge.Sighted(model)(batch["input_ids"], seen.flatten(0, 1)[None])  # the parts of one image
         return
     if not paired(model):
         model(**batch)

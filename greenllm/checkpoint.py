@@ -31,7 +31,7 @@ from greenllm.kinds import (
     WRITING,
     auto_class,
     class_of,
-    leave_out_unread,
+    settle_sight,
     task_of,
 )
 from greenllm.quantize import activations, bnb
@@ -72,7 +72,7 @@ class Checkpoint:
         self.config, self.quantization = _read_config(path)
         self.task = task_of(self.config)
         if self.task == VLM:
-            leave_out_unread(self.config, path)
+            settle_sight(self.config, path)
         self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:  # a device that takes text has no Pillow
 
 PROCESSOR = "preprocessor_config.json"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # no others: some of Pillow's readers start other programs
-_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}  # what Processor can do
 Pixels = NDArray[np.float32]
 
 
@@ -48,8 +48,8 @@ def opened(file: Path) -> Image.Image:
         raise GreenError(f"{file} cannot be read as an image: {said}.", f"Give {', '.join(_FORMATS)}.") from e
 
 
-class Processor:
-    """From an image to pixels as ``preprocessor_config.json`` says, like transformers' own of Pillow and numpy.
+class Described:
+    """What ``preprocessor_config.json`` says of how an image becomes pixels.
 
     Args:
         directory: where that file is; every key that is used must be in it, as an export writes it.
@@ -57,6 +57,8 @@ class Processor:
     Raises:
         GreenError: it is missing or damaged, or asks for something that only transformers does.
     """
+
+    steps = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"})  # it can do
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / PROCESSOR
@@ -68,8 +70,34 @@ class Processor:
                 f"{self.file}: no description of how images become pixels ({type(e).__name__}).",
                 "It comes with the checkpoint; greenllm export copies it.",
             ) from e
-        if other := sorted(wanted - _STEPS):
+        if other := sorted(wanted - self.steps):
             raise GreenError(f"{self.file} asks for {', '.join(other)}, which only transformers does.")
+
+    @contextmanager
+    def read(self) -> Iterator[dict[str, Any]]:
+        """What it says, for as long as it is followed.
+
+        Raises:
+            GreenError: a key is missing or makes no sense.
+        """
+        try:
+            yield self.config
+        except (KeyError, TypeError, ValueError) as e:
+            raise GreenError(f"{self.file}: {type(e).__name__} {e}.", "Export it again from its checkpoint.") from e
+
+    def numbers(self, x: NDArray[Any]) -> Pixels:
+        """Pixels, float32 [3, H, W], of values [H, W, 3] from 0 to 255."""
+        c = self.config
+        if c.get("do_rescale"):
+            x = (x.astype(np.float64) * c["rescale_factor"]).astype(np.float32)
+        x = x.astype(np.float32)
+        if c.get("do_normalize"):
+            x = (x - np.array(c["image_mean"], np.float32)) / np.array(c["image_std"], np.float32)
+        return np.ascontiguousarray(x.transpose(2, 0, 1), np.float32)
+
+
+class Processor(Described):
+    """From an image to pixels as ``preprocessor_config.json`` says, like transformers' own of Pillow and numpy."""
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Pixels, float32 [3, H, W], of an RGB image.
@@ -79,21 +107,13 @@ class Processor:
         """
         from PIL import Image
 
-        c = self.config
-        try:
+        with self.read() as c:
             if c.get("do_resize"):
                 image = image.resize(_size(c["size"], image.size), Image.Resampling(c["resample"]))
             x: NDArray[Any] = np.asarray(image)
             if c.get("do_center_crop"):
                 x = _crop(x, int(c["crop_size"]["height"]), int(c["crop_size"]["width"]))
-            if c.get("do_rescale"):
-                x = (x.astype(np.float64) * c["rescale_factor"]).astype(np.float32)
-            x = x.astype(np.float32)
-            if c.get("do_normalize"):
-                x = (x - np.array(c["image_mean"], np.float32)) / np.array(c["image_std"], np.float32)
-        except (KeyError, TypeError, ValueError) as e:
-            raise GreenError(f"{self.file}: {type(e).__name__} {e}.", "Export it again from its checkpoint.") from e
-        return np.ascontiguousarray(x.transpose(2, 0, 1), np.float32)
+            return self.numbers(x)
 
 
 def read(files: Sequence[str | Path], processor: Callable[[Image.Image], Pixels]) -> Pixels:

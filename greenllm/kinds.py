@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greenllm import captions, pairs, script, vlm
+from greenllm import captions, pairs, script, tiles, vlm
 from greenllm.blocks import paired, sees_and_reads
 from greenllm.errors import GreenError
+from greenllm.merge import in_order
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -17,7 +18,7 @@ IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature
 SPEECH = script.TASK
 PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
 CAPTIONS = captions.TASK  # images to text: an encoder sees, a decoder beside it writes
-VLM = vlm.TASK  # what answers questions about an image: LLaVA
+VLM = vlm.TASK  # what answers questions about an image: LLaVA, SmolVLM
 SEEING = (*IMAGES, PAIRS, CAPTIONS, VLM)
 WRITING = (SPEECH, CAPTIONS)  # two graphs, of which the second writes about what the first was given
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -60,7 +61,37 @@ def task_of(config: PretrainedConfig) -> str:
     raise GreenError(f"The architecture {name or config.model_type!r} is not supported yet.")
 
 
-def leave_out_unread(config: Any, path: Path) -> None:
+def settle_sight(config: Any, path: Path) -> None:
+    """Have the configuration of a model that answers about images be that of what is read of its vision tower.
+
+    Raises:
+        GreenError: its tower fits ill, or is none that is known.
+    """
+    if config.model_type in tiles.KINDS:
+        _check_square(config, path)
+    else:
+        _leave_out_unread(config, path)
+
+
+def _check_square(config: Any, path: Path) -> None:
+    """Refuse tiles whose patches are not whole, or are not where transformers looks them up."""
+    tower, scale = config.vision_config, config.scale_factor
+    size, patch = tower.image_size, tower.patch_size
+    if not isinstance(size, int) or not isinstance(patch, int) or size % patch or size // patch % scale:
+        raise GreenError(
+            f"{path}: images of {size} pixels in patches of {patch}, of which {scale} x {scale} become a vector: only "
+            "squares that these fill are taken.",
+            "image_size and patch_size of vision_config, and scale_factor, must be the model's.",
+        )
+    if not in_order(size // patch):
+        raise GreenError(
+            f"{path}: with {size // patch} patches a row transformers gives some the place of their neighbour, by "
+            "rounding; such vision towers are not supported.",
+            "Those of SmolVLM and Idefics3 on the hub have 26, 27 or 32.",
+        )
+
+
+def _leave_out_unread(config: Any, path: Path) -> None:
     """Have a vision tower end where the model reads its states: what comes after has no part in any answer.
 
     Raises:

@@ -15,7 +15,7 @@ from greenllm.errors import GreenError
 from greenllm.template import template
 from greenllm.tokens import Tokenizer
 
-Batch = dict[str, Tensor]  # "pixel_values" [1, C, H, W], "input_ids" [1, T]
+Batch = dict[str, Tensor]  # "pixel_values" [P, C, H, W] of an image's parts, "input_ids" [1, T]
 _BLANK = 8  # tokens
 
 
@@ -43,24 +43,19 @@ def samples(checkpoint: Checkpoint, source: str, count: int) -> list[Batch]:
     Raises:
         GreenError: see :func:`asked`; a prompt that is too long, or pixels of another size than the model takes.
     """
-    from greenllm.export.vision import processor_of
+    from greenllm.export.vision import their_eye
     from greenllm.export.vlm import each
 
     rows, tokenizer = asked(source, count), Tokenizer(checkpoint.path)
-    number, processor = each(checkpoint), processor_of(checkpoint.path)
+    number, eye = each(checkpoint), their_eye(checkpoint.path)
     raw = template(checkpoint.path) is None
     found = []
     for file, text, answer in rows:
         said = vlm.question(tokenizer, text, seen=True, raw=raw) + (" " if raw else "") + answer
-        pixels = images.read([file], processor)[0]
-        if pixels.shape != checkpoint.image_shape:
-            raise GreenError(
-                f"{checkpoint.path}: its processor makes pixels of {pixels.shape}; it takes {checkpoint.image_shape}."
-            )
-        ids = vlm.read(tokenizer, said, pixels, number)
-        if len(ids) > tokenizer.context:
-            raise GreenError(f"{file}: its question has {len(ids)} tokens; this model reads {tokenizer.context}.")
-        found.append({"pixel_values": torch.from_numpy(pixels)[None], "input_ids": torch.tensor([ids])})
+        seen = eye(images.opened(file))
+        pixels = images.fitting(seen.pixels, checkpoint.image_shape, checkpoint.path)
+        ids = vlm.read(tokenizer, said, seen, number)
+        found.append({"pixel_values": torch.from_numpy(pixels), "input_ids": torch.tensor([ids])})
     return found
 
 

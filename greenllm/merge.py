@@ -7,19 +7,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from greenllm import tiles
+
 
 def towers(model: Any) -> tuple[Any, nn.Module, nn.Module]:
     """What sees, what makes its vectors those of the text, and what reads and writes."""
     inner = model.model
+    if tiled(model):
+        return inner.vision_model, inner.connector, inner.text_model
     return inner.vision_tower, inner.multi_modal_projector, inner.language_model
 
 
-def features(model: Any, pixels: Tensor) -> Tensor:
-    """Vectors [B, N, H] of images [B, C, H, W], as the text's embeddings are.
+def tiled(model: Any) -> bool:
+    """Whether a model sees images in tiles: Idefics3, SmolVLM."""
+    return model.config.model_type in tiles.KINDS
 
-    Transformers' own takes the last block's states by a hook, which no stand-in for a block has.
+
+def fed(model: Any, pixels: Tensor) -> Tensor:
+    """Pixels [B, P, C, H, W] of the parts of images, as transformers' own forward takes them."""
+    return pixels if tiled(model) else pixels.flatten(0, 1)
+
+
+def features(model: Any, pixels: Tensor) -> Tensor:
+    """Vectors [B, N, H] of images or their tiles [B, C, H, W], as the text's embeddings are.
+
+    Transformers' own takes the last block's states by a hook, which no stand-in for a block has; that for tiles finds
+    the place of each patch by a mask of pixels, which is all ones here: see :func:`in_order`.
     """
     tower, projector, _ = towers(model)
+    if tiled(model):
+        patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        states = tower.encoder(inputs_embeds=patches + tower.embeddings.position_embedding.weight).last_hidden_state
+        vectors: Tensor = projector(tower.post_layernorm(states))
+        return vectors
     states = tower.embeddings(pixels)
     if hasattr(tower, "pre_layrnorm"):  # CLIP's; SigLIP has none
         states = tower.pre_layrnorm(states)
@@ -28,6 +48,16 @@ def features(model: Any, pixels: Tensor) -> Tensor:
         states = states[:, 1:]  # without the class token
     found: Tensor = projector(states)
     return found
+
+
+def in_order(side: int) -> bool:
+    """Whether the patches of a full square, ``side`` a row, have the places 0, 1, 2… in Idefics3's vision tower.
+
+    It finds them by sums in float32, which round some to the place before: of 25 in a row ten.
+    """
+    edges = torch.arange(1 / side, 1.0, 1 / side)
+    at = (torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side))).clamp(max=1.0 - 1e-6)
+    return torch.equal(torch.bucketize(at, edges, right=True), torch.arange(side))
 
 
 def place(words: Tensor, marks: Tensor, seen: Tensor) -> Tensor:

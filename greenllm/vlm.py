@@ -1,25 +1,23 @@
-"""Models that answer questions about an image (LLaVA): how a question becomes a prompt. No torch here."""
+"""Models that answer questions about an image (LLaVA, SmolVLM): how a question becomes a prompt. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from greenllm import template
+from greenllm import template, tiles
 from greenllm.errors import GreenError
+from greenllm.images import PROCESSOR, Pixels
+from greenllm.tiles import Seen
 from greenllm.tokens import Tokenizer, read_json
 
 TASK = "image-text-to-text"
 SIGHT = "vision.onnx"  # the graph that sees; the one that reads and writes is model.onnx
-KINDS = ("llava",)  # transformers' model types
-Pixels = NDArray[np.float32]
+KINDS = ("llava", *tiles.KINDS)  # transformers' model types
 
 
 class Prompt(list[int]):
-    """Tokens, some of which stand for an image: ``pixels`` [C, H, W], None where there is none."""
+    """Tokens, some of which stand for an image: ``pixels`` [P, C, H, W] of its parts, None where there is none."""
 
     def __init__(self, tokens: Sequence[int] = (), pixels: Pixels | None = None) -> None:
         super().__init__(tokens)
@@ -48,7 +46,7 @@ def mark_of(tokenizer: Tokenizer) -> str:
     """How that token is written: ``<image>``.
 
     Raises:
-        GreenError: see :func:`token_of`; or the tokenizer does not read it as one token.
+        GreenError: see :func:`token_of`; or the tokenizer does not read it, or what frames tiles, as one token.
     """
     token = token_of(tokenizer.directory)
     found = tokenizer.inner.id_to_token(token)
@@ -57,6 +55,12 @@ def mark_of(tokenizer: Tokenizer) -> str:
             f"{tokenizer.directory}: its tokenizer has no token of its own with the number {token}, which stands for "
             "an image in config.json.",
             "Add it to the tokenizer as a special token: <image>.",
+        )
+    if tiles.tiled(tokenizer.directory) and len(tokenizer.plain(tiles.FRAME)) != 1:
+        raise GreenError(
+            f"{tokenizer.directory}: its tokenizer has no token of its own for {tiles.FRAME}, which stands around an "
+            "image in its prompts.",
+            "Take the tokenizer.json that was made for this model.",
         )
     return found
 
@@ -103,26 +107,41 @@ def question(tokenizer: Tokenizer, text: str, *, seen: bool, system: str | None 
     return template.render(tokenizer.directory, [*told, {"role": "user", "content": text}], mark)
 
 
-def read(tokenizer: Tokenizer, said: str, pixels: Pixels | None, each: int) -> Prompt:
-    """Tokens of a text, with ``each`` of an image for its mark; as transformers' processors make them.
+def read(tokenizer: Tokenizer, said: str, seen: Seen | None, each: int) -> Prompt:
+    """Tokens of a text, with those of an image for its mark; as transformers' processors make them.
 
     Args:
         tokenizer: of the model.
         said: what :func:`question` gave.
-        pixels: float32 [C, H, W].
-        each: vectors that the model makes of an image.
+        seen: of the image.
+        each: vectors that the model makes of an image, or of each of its tiles.
 
     Raises:
-        GreenError: a template that left the mark out, or wrote it more than once.
+        GreenError: a template that left the mark out, or wrote it more than once; or an image is too large for the
+            context.
     """
-    begun = tokenizer.special("bos")
-    whole = begun is not None and said.startswith(str(tokenizer.inner.id_to_token(begun)))
-    ids = tokenizer.plain(said) if whole else tokenizer.text(said)
-    token = token_of(tokenizer.directory)
-    if ids.count(token) != (pixels is not None):
+    mark = mark_of(tokenizer)
+    if said.count(mark) != (seen is not None):
         raise GreenError(
-            f"The prompt of {tokenizer.directory} marks {ids.count(token)} images, and {int(pixels is not None)} is "
+            f"The prompt of {tokenizer.directory} marks {said.count(mark)} images, and {int(seen is not None)} is "
             "given: its chat template leaves it out, or adds one.",
             "Ask it without: greenllm run --raw; greenllm bench without --chat.",
         )
-    return Prompt([t for i in ids for t in ([token] * each if i == token else [i])], pixels)
+    begun = tokenizer.special("bos")
+    whole = begun is not None and said.startswith(str(tokenizer.inner.id_to_token(begun)))
+    if seen is None:
+        return Prompt(tokenizer.plain(said) if whole else tokenizer.text(said))
+    tiled = tiles.tiled(tokenizer.directory)
+    said = said.replace(mark, tiles.spelled(mark, each, seen.rows, seen.columns) if tiled else mark * each)
+    found = Prompt(tokenizer.plain(said) if whole else tokenizer.text(said), seen.pixels)
+    if len(found) > tokenizer.context:
+        made = len(seen.pixels) * each
+        raise GreenError(
+            f"The prompt has {len(found)} tokens, {made} of them of its image; this model's context is "
+            f"{tokenizer.context}.",
+            f"Shorten it; or have fewer tiles: in {PROCESSOR} of its checkpoint a smaller longest_edge, or "
+            "do_image_splitting false; then export it again."
+            if seen.rows
+            else "Shorten it.",
+        )
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from greenllm import images, vlm
+from greenllm import images, tiles, vlm
 from greenllm.bench.runners.clock import DECODER, SIGHT, Clock
 from greenllm.bench.runners.onnxruntime import OnnxDecoder
 from greenllm.errors import GreenError
@@ -51,16 +51,15 @@ class OnnxSighted(OnnxDecoder):
         self._pixels = tuple(given.shape[1:])
 
     @cached_property
-    def _reads(self) -> tuple[Tokenizer, images.Processor]:
-        return Tokenizer(self.info.directory), images.Processor(self.info.directory)
+    def _reads(self) -> tuple[Tokenizer, tiles.Eye]:
+        return Tokenizer(self.info.directory), tiles.eye(self.info.directory)
 
     def see(self, file: str, said: str) -> vlm.Prompt:
         """A question about an image file, see :func:`greenllm.vlm.read`."""
-        tokenizer, processor = self._reads
-        pixels = images.read([file], processor)[0]
-        if pixels.shape != self._pixels:
-            raise GreenError(f"{processor.file} makes pixels of {pixels.shape}; the model takes {self._pixels}.")
-        return vlm.read(tokenizer, said, pixels, self._each)
+        tokenizer, eye = self._reads
+        seen = eye(images.opened(Path(file)))
+        images.fitting(seen.pixels, self._pixels, self.info.directory)
+        return vlm.read(tokenizer, said, seen, self._each)
 
     def _feed(self, batch: list[list[int]], *, every: bool) -> dict[str, ort.OrtValue]:
         return super()._feed(batch, every=every) | {SEEN: ort.OrtValue.ortvalue_from_numpy(self._seen(batch))}
@@ -70,13 +69,17 @@ class OnnxSighted(OnnxDecoder):
             return super()._compute(feed)
 
     def _seen(self, batch: list[list[int]]) -> NDArray[np.float32]:
-        """Vectors of the images of prompts [B, N, H]; N is 0 where they have none."""
+        """Vectors of the images of prompts, all parts of each [B, P N, H]; none where they have none.
+
+        One part at a time: of 13 tiles in SmolVLM-256M's shape the peak is 0.5 GB, together 1.2, and they take no less
+        time so (1.9 s of one core a tile against 2.0, ONNX Runtime 1.32, 4 bits).
+        """
         pixels = [p.pixels for p in batch if isinstance(p, vlm.Prompt) and p.pixels is not None]
         if not pixels:
             return np.zeros((len(batch), 0, self._width), np.float32)
         with self.clock.of(SIGHT):
-            found: NDArray[np.float32] = self.sight.run([SEEN], {"pixel_values": np.stack(pixels)})[0]
-        return found
+            found = [[self.sight.run([SEEN], {"pixel_values": part[None]})[0] for part in parts] for parts in pixels]
+        return np.concatenate([np.concatenate(vectors, 1) for vectors in found])
 
     def close(self) -> None:
         """See :class:`greenllm.bench.runners.Runner`."""
