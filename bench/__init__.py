@@ -71,7 +71,7 @@ def bench(
         pairs: for encoders, sentence pairs with scores (``.csv``, ``.tsv``, ``.jsonl``).
         tasks: ``.jsonl`` or ``.csv`` files with right answers, see :mod:`greenllm.bench.tasks.forms`; "suite" for those
             that come with greenllm, see :mod:`greenllm.bench.tasks.suite`.
-        suites: "fairness" (CrowS-Pairs, BBQ) or "safety" (XSTest), from files in ``data`` or else by lm-eval;
+        suites: "fairness" (CrowS-Pairs, BBQ), "safety" (XSTest) or "clue", from files in ``data`` or else by lm-eval;
             "robustness": disturbed copies of ``tasks``, of all kinds or those named: see
             :mod:`greenllm.bench.tasks.robust`.
         data: the directory of the suites' sets as they are published, or of their directories.

@@ -181,8 +181,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="fairness or safety: public sets, of --data or lm-eval; robustness: the tasks disturbed, by all kinds "
-            "or robustness:KIND[=5,10,20]; may be given again"
+            help="fairness, safety or clue (clue:tnews): public sets, of --data or lm-eval; robustness: the tasks "
+            "disturbed, by all kinds or robustness:KIND[=5,10,20]; may be given again"
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="directory with the suites' sets as they are published")] = None,

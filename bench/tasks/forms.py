@@ -19,6 +19,7 @@ sent_more, sent_less, bias_type           CrowS-Pairs: see :mod:`greenllm.bench.
 ans0, answer_info, …                      BBQ: the same
 prompt, label                             XSTest: the same
 prompt, continuation                      RealToxicityPrompts: the same
+sentence, label, label_desc; …            CLUE and FewCLUE: see :mod:`greenllm.bench.tasks.clue`
 ========================================  ===================================================================
 
 A label is a number from 0, a letter or the text of a choice; that of a classification is its text, that of an image the
@@ -34,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from greenllm.bench.tasks import published
+from greenllm.bench.tasks import clue, published
 from greenllm.bench.tasks.items import Captioned, Entry, Item, Labelled, Looked, Picture, Question, Utterance
 
 
@@ -143,6 +144,7 @@ FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], Entry | Labelled]] = {
     ("context", "question", "ans0", "ans1", "ans2", "answer_info", "label"): published.unclear,
     ("prompt", "label"): published.prompt,
     ("prompt", "continuation"): published.opening,
+    **dict(clue.SETS.values()),
     ("audio", "text"): _utterance,
     ("image", "question", "answer"): _looked,
     ("image", "question", "answers"): _looked,

@@ -86,10 +86,11 @@ class Opening(Grouped):
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text and its label, before all labels are known; ``parts`` as of :class:`Item`."""
+    """A text and its label, before all labels are known; ``parts`` and ``gap`` as of :class:`Item`."""
 
     context: str
     label: str
+    gap: str = " "
     group: str = ""
     parts: tuple[str, ...] = field(default=(), compare=False)
 

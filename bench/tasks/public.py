@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from greenllm.bench.tasks import published, robust
+from greenllm.bench.tasks import clue, published, robust
 from greenllm.bench.tasks.items import Task
 from greenllm.bench.tasks.read import form, read
 from greenllm.bench.tasks.rows import SUFFIXES, rows
 from greenllm.errors import GreenError
+
+CLUE = "clue"
 
 
 class Suite(NamedTuple):
@@ -29,6 +31,7 @@ SUITES = {
         {"CrowS-Pairs (.csv)": published.pair, "BBQ (.jsonl)": published.unclear}, ("crows_pairs_english", "bbq")
     ),
     "safety": Suite({"XSTest (.csv)": published.prompt}, (), (published.opening,)),
+    CLUE: Suite({}, (), tuple(make for _, make in clue.SETS.values())),
 }
 
 
@@ -38,8 +41,7 @@ def files(names: Sequence[str], data: Path | str | None, limit: int) -> list[Tas
     Raises:
         GreenError: no such suite or directory, a set that is not in it, or see :func:`greenllm.bench.tasks.read.read`.
     """
-    if unknown := [n for n in names if n not in SUITES]:
-        raise GreenError(f"No suite is called {unknown[0]!r}.", f"There are {', '.join([*SUITES, robust.NAME])}.")
+    wanted = [_suite(name) for name in names]
     if data is None:
         return []
     if not names:
@@ -49,8 +51,8 @@ def files(names: Sequence[str], data: Path | str | None, limit: int) -> list[Tas
         raise GreenError(f"{data} is no directory.", "Give --data the directory of a suite's sets.")
     there = [(path, _kind(path)) for path in sorted([*data.glob("*"), *data.glob("*/*")])]
     found = []
-    for suite in names:
-        for name, make in SUITES[suite].sets.items():
+    for suite, asked in zip(names, wanted, strict=True):
+        for name, make in asked.sets.items():
             mine = [path for path, kind in there if kind is make]
             if not mine:
                 raise GreenError(
@@ -58,7 +60,23 @@ def files(names: Sequence[str], data: Path | str | None, limit: int) -> list[Tas
                     "Put it there as it is published; or give what there is with --task FILE.",
                 )
             found += [read(path, limit) for path in mine]
-        found += [read(path, limit) for path, kind in there if kind in SUITES[suite].more]
+        more = [path for path, kind in there if kind in asked.more]
+        if not asked.sets and not more:
+            raise GreenError(
+                f"{data} has no set of the suite {suite} in it.", f"Put there one or more: {', '.join(clue.SETS)}."
+            )
+        found += [read(path, limit) for path in (more if asked.sets else _to_ask(more))]
+    return found
+
+
+def _to_ask(files: Sequence[Path]) -> list[Path]:
+    """Of each folder's parts of a set those to be asked: the public test, else what is for development, else all."""
+    found = []
+    for folder in dict.fromkeys(f.parent for f in files):
+        here = [f for f in files if f.parent == folder]
+        found += next(
+            (some for part in ("test_public", "dev", "") if (some := [f for f in here if part in f.name])), []
+        )
     return found
 
 
@@ -70,12 +88,25 @@ def harness(names: Sequence[str], data: Path | str | None) -> list[str]:
     """
     if data is not None:
         return []
-    if alone := next((n for n in names if not SUITES[n].lm_eval), None):
+    if alone := next((n for n in names if not _suite(n).lm_eval), None):
+        sets = " and ".join(_suite(alone).sets) or "sets of CLUE"
         raise GreenError(
-            f"The suite {alone} needs its data; lm-eval does not have it.",
-            f"Give --data DIR with {' and '.join(SUITES[alone].sets)} in it.",
+            f"The suite {alone} needs its data; lm-eval does not have it.", f"Give --data DIR with {sets} in it."
         )
-    return [task for n in names for task in SUITES[n].lm_eval]
+    return [task for n in names for task in _suite(n).lm_eval]
+
+
+def _suite(name: str) -> Suite:
+    """One of :data:`SUITES`, or a set of CLUE alone: ``clue:tnews``."""
+    if name in SUITES:
+        return SUITES[name]
+    suite, _, one = name.partition(":")
+    if suite == CLUE and one in clue.SETS:
+        return Suite({}, (), (clue.SETS[one][1],))
+    known = ", ".join([*SUITES, robust.NAME])
+    raise GreenError(
+        f"No suite is called {name!r}.", f"There are {known}; of {CLUE} {CLUE}:{f', {CLUE}:'.join(clue.SETS)}."
+    )
 
 
 def _kind(path: Path) -> object:

@@ -21,24 +21,24 @@ _SEXES = {"woman": "f", "girl": "f", "man": "m", "boy": "m"}  # how BBQ's Gender
 
 def pair(row: dict[str, Any]) -> Pair:
     """A row of CrowS-Pairs."""
-    return Pair(_told(row, "sent_more"), _told(row, "sent_less"), _told(row, "bias_type"))
+    return Pair(told(row, "sent_more"), told(row, "sent_less"), told(row, "bias_type"))
 
 
 def prompt(row: dict[str, Any]) -> Prompt:
     """A row of XSTest."""
     if row["label"] not in ("safe", "unsafe"):
         raise ValueError(f"its label {row['label']!r} is neither safe nor unsafe")
-    return Prompt(_told(row, "prompt"), row["label"] == "safe", str(row.get("type") or ""))
+    return Prompt(told(row, "prompt"), row["label"] == "safe", str(row.get("type") or ""))
 
 
 def opening(row: dict[str, Any]) -> Opening:
     """A row of RealToxicityPrompts."""
-    return Opening(_told(row["prompt"], "text"))
+    return Opening(told(row["prompt"], "text"))
 
 
 def unclear(row: dict[str, Any]) -> Unclear:
     """A row of BBQ."""
-    answers = tuple(_told(row, a) for a in _ANSWERS)
+    answers = tuple(told(row, a) for a in _ANSWERS)
     label, polarity, condition = row["label"], row["question_polarity"], row["context_condition"]
     if isinstance(label, bool) or not isinstance(label, int) or label not in range(len(answers)):
         raise ValueError(f"its label {label!r} names none of its 3 answers")
@@ -53,8 +53,8 @@ def unclear(row: dict[str, Any]) -> Unclear:
         raise ValueError(f"{len(nobody)} of its answers are unknown; BBQ has one")
     target = _groups(row["additional_metadata"]["stereotyped_groups"])
     return Unclear(
-        f"{_told(row, 'context')}\n\nQ: {_told(row, 'question')}\nA:", answers, label,
-        group=_told(row, "category"), clear=condition == "disambig", unknown=nobody[0],
+        f"{told(row, 'context')}\n\nQ: {told(row, 'question')}\nA:", answers, label,
+        group=told(row, "category"), clear=condition == "disambig", unknown=nobody[0],
         biased=_biased(groups, nobody[0], target, negative=polarity == "neg"), negative=polarity == "neg",
     )  # fmt: skip
 
@@ -81,7 +81,12 @@ def _with_parts(names: set[str]) -> set[str]:
     return names | parts | {_SEXES[p] for p in parts if p in _SEXES}
 
 
-def _told(row: dict[str, Any], key: str) -> str:
+def told(row: dict[str, Any], key: str) -> str:
+    """A text of a row.
+
+    Raises:
+        TypeError: it is none, or empty.
+    """
     value = row[key]
     if not isinstance(value, str) or not value.strip():
         raise TypeError(f"its {key} {value!r} is no text")

@@ -81,7 +81,9 @@ def _of_one_kind(path: Path, found: list[Entry | Labelled]) -> list[Entry]:
         raise GreenError(f"{path}: every text has the label {labels[0]!r}.", "A classification takes two or more.")
     among = tuple(sorted({r.label for r in found if isinstance(r, Picture) and isinstance(r.label, str)}))
     named = [
-        Item(r.context, labels, labels.index(r.label), group=r.group, parts=r.parts) if isinstance(r, Labelled) else r
+        Item(r.context, labels, labels.index(r.label), r.gap, group=r.group, parts=r.parts)
+        if isinstance(r, Labelled)
+        else r
         for r in (replace(r, among=among) if isinstance(r, Picture) else r for r in found)
     ]
     if len({type(r) for r in named}) > 1:

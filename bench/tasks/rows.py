@@ -1,4 +1,4 @@
-"""Rows of a task's file: the objects of a ``.jsonl``, or the records of a ``.csv`` with a header."""
+"""Rows of a task's file: the objects of a ``.jsonl`` (or ``.json``), one a line, or the records of a ``.csv``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from greenllm.errors import GreenError
 
 FORM = "One JSON object a line: context, choices, label; or a .csv with these in its first line."
-SUFFIXES = (".jsonl", ".csv")
+SUFFIXES = (".jsonl", ".json", ".csv")
 _LARGEST = 256 << 20
 
 
