@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForSpe
 import greenllm
 from greenllm.bench import Effort, latency, parts, tensors
 from greenllm.bench.measurement import Measurement
-from greenllm.bench.report import render
+from greenllm.bench.report import render, sizes
 from greenllm.bench.report.lines import to_csv
 from greenllm.bench.results import Machine, Results, Row
 from greenllm.bench.runners import Decoder, Info, loader
@@ -318,8 +318,7 @@ def test_names_of_others_are_escaped_and_old_reports_have_no_parts():
                for k, u in (("time", "ms"), ("time_share", "%"))}  # fmt: skip
     bad = "<b>x</b>|[y](z)"
     row = Row(name="m", path="/m", runner="torch", parts={"rest": figures, bad: figures})
-    found = Results(created="2026", baseline="m", rows=[row], versions={}, settings={"threads": 1, "query": "q"},
-                    machine=Machine(cpu="c", cores=1, memory_bytes=1))  # fmt: skip
+    found = results_of([row])
     html, plain = render(found, "report.html.jinja"), render(found, "report.md.jinja")
     assert "&lt;b&gt;x&lt;/b&gt;" in html
     for text in (html, plain):
@@ -329,3 +328,24 @@ def test_names_of_others_are_escaped_and_old_reports_have_no_parts():
     old = json.loads(found.to_json())
     del old["rows"][0]["parts"]
     assert "By part" not in render(Results.from_json(json.dumps(old)), "report.html.jinja")
+
+
+def results_of(rows):
+    return Results(created="2026", baseline="m", rows=rows, versions={}, settings={"threads": 1, "query": "q"},
+                   machine=Machine(cpu="c", cores=1, memory_bytes=1))  # fmt: skip
+
+
+def test_the_picture_is_of_parts_where_names_of_tensors_do_not_tell():
+    def row(name, kinds, by_part):
+        return Row(name=name, path=f"/{name}", runner="torch", sizes=kinds, parts=parts.sizes(by_part))
+
+    told = row("a", {"MLP": 3.0, "other": 1.0}, {"encoder": 10**6, "decoder": 3 * 10**6})
+    untold = row("b", {"other": 2.0}, {"encoder": 10**6, "decoder": 10**6})
+    results = results_of([told, told])
+    assert "by kind of tensor" in sizes.pieces(results).caption
+    results = results_of([told, untold])
+    picture = sizes.pieces(results)
+    assert "by part; from left to right encoder, decoder" in picture.caption
+    assert [m.title for m in picture.marks if m.series][-2:] == ["b: encoder 1.00 MB, 50%", "b: decoder 1.00 MB, 50%"]
+    alone = untold.model_copy(update={"parts": {}})
+    assert "by kind of tensor" in sizes.pieces(results_of([told, alone])).caption

@@ -104,7 +104,7 @@ def test_a_report_has_them(two):
     assert "Where the bytes are" in html
     assert "pareto front" in html.lower() or trade(found).lines == ()
     assert len(curves.latencies(found).lines) == 2
-    pieces = [m for m in sizes.by_kind(found).marks if m.series]
+    pieces = [m for m in sizes.pieces(found).marks if m.series]
     for row in found.rows:
         mine = [m for m in pieces if m.title.startswith(f"{row.name}:")]
         assert sum(m.x1 - m.x0 for m in mine) == pytest.approx(456, rel=0.05)  # they fill the bar

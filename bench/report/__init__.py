@@ -72,7 +72,7 @@ def render(results: Results, template: str) -> str:
     others = [row for row in results.rows if row.name != results.baseline]
     drawn = [
         draw(results)
-        for draw in (figures.ratios, figures.trade, curves.latencies, curves.by_block, sizes.by_kind, spend.by_phase)
+        for draw in (figures.ratios, figures.trade, curves.latencies, curves.by_block, sizes.pieces, spend.by_phase)
     ]
     return environment.get_template(template).render(
         results=results,
