@@ -94,7 +94,7 @@ class _Asked:
 
     def of(self, directory: Path) -> Answer | None:
         """Ask the model in a directory; what it wrote, None where it says something else than words of its own."""
-        from greenllm import captions, classify, generate, match, pairs, transcribe, vlm
+        from greenllm import captions, match, pairs, transcribe, vlm
 
         if captions.sees(directory):
             return self._described(directory)
@@ -112,13 +112,24 @@ class _Asked:
         if self.clip is not None:
             return self._heard(directory, self.clip)
         text = sys.stdin.read() if self.prompt == "-" else self.prompt or ""
-        if not sees and classify.decides(directory):
-            classify.show(directory, text, threads=self.threads)
-            return None
-        if not sees and generate.is_encoder(directory):
-            _embed(directory, text, self.threads)
-            return None
-        return self._answered(directory, text)
+        if sees or not self._told(directory, text, others=others):
+            return self._answered(directory, text)
+        return None
+
+    def _told(self, directory: Path, text: str, *, others: bool) -> bool:
+        """What an encoder says of a text, on standard output; False where it is none."""
+        from greenllm import classes, classify, generate
+
+        tell = {classes.TASK: classify.show, "feature-extraction": _embed}.get(generate.does(directory))
+        if tell is None:
+            return False
+        if others:
+            raise GreenError(
+                f"{self.model} reads a text and writes none.",
+                "Leave out --system, --raw, --temperature, --top-p, --seed and --max-tokens.",
+            )
+        tell(directory, text, threads=self.threads)
+        return True
 
     def _described(self, directory: Path) -> Answer:
         from greenllm import describe, talk
@@ -199,7 +210,7 @@ def _one(images: list[Path]) -> Path | None:
     return images[0] if images else None
 
 
-def _embed(directory: Path, text: str, threads: int | None) -> None:
+def _embed(directory: Path, text: str, *, threads: int | None) -> None:
     """All numbers as JSON into a pipe or a file; a person sees the first few."""
     from greenllm.embed import Embedder
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from greenllm import artifact, classes
+from greenllm import classes
 from greenllm.embed import Reader
-from greenllm.generate import is_genai, onnx_runner
+from greenllm.generate import does
 
 
 def decides(directory: Path) -> bool:
     """Whether an exported model says to which class a text belongs."""
-    if artifact.is_artifact(directory):
-        return artifact.read(directory).manifest.details.get("task") == classes.TASK
-    return not is_genai(directory) and onnx_runner(directory, 1).info.task == classes.TASK
+    return does(directory) == classes.TASK
 
 
 class Classifier(Reader):

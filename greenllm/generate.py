@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from greenllm import artifact, captions, switch, template, vlm
+from greenllm import artifact, captions, classes, switch, template, vlm
 from greenllm.audio import ENCODER
 from greenllm.errors import GreenError
 from greenllm.older import cannot_run, silence
@@ -214,6 +214,10 @@ def open_found(directory: Path, *, threads: int | None = None, keep: bool = Fals
             f"{directory} gives embeddings and does not generate text.",
             'See one: greenllm run OUT "text"; or: greenllm serve OUT.',
         )
+    if does(directory) == classes.TASK:
+        raise GreenError(
+            f"{directory} says to which class a text belongs, and writes none.", 'Ask it: greenllm run OUT "text".'
+        )
     return OnnxModel(directory, threads=threads)
 
 
@@ -246,11 +250,16 @@ def is_genai(directory: Path) -> bool:
     return (directory / "genai_config.json").is_file()
 
 
-def is_encoder(directory: Path) -> bool:
-    """Whether an ONNX directory gives embeddings: it has no cache for text that it would write."""
+def does(directory: Path) -> str:
+    """The task of an exported model, by its manifest, else by its graph."""
     if artifact.is_artifact(directory):
-        return artifact.read(directory).manifest.details.get("task") == "feature-extraction"
-    return not is_genai(directory) and onnx_runner(directory, 1).info.task == "feature-extraction"
+        return str(artifact.read(directory).manifest.details.get("task", ""))
+    return "" if is_genai(directory) else str(onnx_runner(directory, 1).info.task)
+
+
+def is_encoder(directory: Path) -> bool:
+    """Whether an ONNX directory gives embeddings."""
+    return does(directory) == "feature-extraction"
 
 
 def onnx_runner(directory: Path, threads: int | None) -> Any:

@@ -12,13 +12,14 @@ import torch
 from conftest import edit, make_bert, make_llama, make_tokenizer, ran
 
 import greenllm
-from greenllm import classes
+from greenllm import classes, generate
 from greenllm.bench import Effort, bench
 from greenllm.bench.runners import loader
 from greenllm.classify import Classifier
 from greenllm.errors import GreenError
 from greenllm.export import export
 from greenllm.export.bundle import bundle
+from greenllm.serve import open_model
 
 TINY = Effort(windows=1, sentences=6, sittings=1, width=0.5, seconds=0.2, turn=0.02, energy=0.1)
 WORDS = [("good", "Great"), ("fine", "Great"), ("bad", "poor"), ("dull", "poor"), ("so so", "mixed")]
@@ -123,6 +124,13 @@ def test_run_names_the_classes(int8, dense, capsys):
     want = dict(zip(("poor", "mixed", "great"), (100 * logits.softmax(-1)).tolist(), strict=True))
     assert shares == pytest.approx(want, abs=3)
     assert list(shares) == sorted(shares, key=shares.get, reverse=True)
+    code, _, told = ran(capsys, int8.path, "a good film", "--temperature", 0.5)
+    assert code == 1
+    assert "writes none" in told
+    with pytest.raises(GreenError, match="to which class"):
+        generate.load(int8.path)
+    with pytest.raises(GreenError, match="to which class"):
+        open_model(int8.path, 1)
     code, _, told = ran(capsys, int8.path, "a" * 100)
     assert code == 1
     assert "this model reads 1 to 64" in told

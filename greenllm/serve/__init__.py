@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from greenllm import captions, generate, match, transcribe
+from greenllm import captions, classify, generate, match, transcribe
 from greenllm.embed import Embedder
 from greenllm.errors import GreenError
 from greenllm.serve.app import Served, make_app
@@ -70,7 +70,12 @@ def open_model(model: str | Path, threads: int | None) -> Served:
     name = Path(model).expanduser().absolute().name
     if generate.is_encoder(directory):
         return Served(name, embedder=Embedder(directory, threads=threads))
-    told = (transcribe.hears, captions.sees, match.matches)  # what they do is told when they are opened
+    told = (
+        transcribe.hears,
+        captions.sees,
+        match.matches,
+        classify.decides,
+    )  # what they do is told when they are opened
     if not (generate.is_genai(directory) or any(is_one(directory) for is_one in told)):
         raise GreenError(f"{model} is plain ONNX; text is served by ORT-GenAI.", "Export it with --to genai.")
     return Served(name, model=generate.open_found(directory, threads=threads, keep=True))
