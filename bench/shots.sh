@@ -6,8 +6,9 @@ set -euo pipefail
 model=$1 transcriber=$2 data=$3
 out=${SHOTS:-out/shots}
 mkdir -p "$out"
-[ -d "$out/int4" ] || greenllm compress "$model" -o "$out/int4" --recipe int4 --no-bench
-int4=$out/int4/checkpoint
+[ -d "$out/whole" ] || greenllm compress "$model" -o "$out/whole" --recipe int4 --no-bench
+int4=$out/int4
+ln -sfn whole/checkpoint "$int4"
 python -m greenllm.bench.fewsets "$data" "$out/sets"
 few() { python -m greenllm.bench.fewshot "${@:3}" --task "$out/sets/$1-few.jsonl" --test "$out/sets/$1-test.jsonl" --out "$out/$2"; }
 few sst2 sst2 "$int4" "$model" --limit 300 --shots 1 4 16
