@@ -10,7 +10,9 @@ from typing import Any, Literal
 from greenllm.errors import GreenError
 
 BLIP = "BlipForConditionalGeneration"
-_OF_BLIP = {"bos_token_id": 30522, "sep_token_id": 102, "max_position_embeddings": 512}  # left out where they are these
+_OF_BLIP = {  # transformers' own, which files leave out
+    "bos_token_id": 30522, "sep_token_id": 102, "max_position_embeddings": 512, "vocab_size": 30524
+}  # fmt: skip
 
 
 class Tokenizer:
@@ -119,7 +121,7 @@ def _of_blip(directory: Path) -> dict[str, int]:
     """What BLIP's own ``generate`` goes by, its ``text_config`` alone; empty for other models.
 
     Raises:
-        GreenError: a value there is no number.
+        GreenError: a value there is no number, or names a token that there is not.
     """
     config = read_json(directory / "config.json")
     if config.get("architectures") != [BLIP]:
@@ -127,9 +129,9 @@ def _of_blip(directory: Path) -> dict[str, int]:
     told = config.get("text_config")
     found = {key: told.get(key, own) if isinstance(told, dict) else own for key, own in _OF_BLIP.items()}
     for key, value in found.items():
-        if type(value) is not int or value < 0:
+        if type(value) is not int or value < 0 or (key.endswith("token_id") and value >= found["vocab_size"]):
             raise GreenError(
-                f"{directory / 'config.json'}: {key} of text_config is {value!r}, no whole number.",
+                f"{directory / 'config.json'}: {key} of text_config is {value!r}, which makes no sense.",
                 "Take the one that came with the model.",
             )
     return found
