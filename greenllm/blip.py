@@ -39,6 +39,7 @@ class Captioner(BlipForConditionalGeneration):
         decoder_input_ids: Tensor | None = None,
         encoder_outputs: Any = None,
         past_key_values: Any = None,
+        *,
         use_cache: bool | None = None,
     ) -> Any:
         """Logits [B, T, V] of tokens [B, T] about pixels [B, 3, H, W], or about what the encoder gave of them."""

@@ -27,6 +27,7 @@ import greenllm
 from greenllm import captions, images, pipeline, recipe
 from greenllm.bench.results import Results
 from greenllm.bench.runners import loader
+from greenllm.bench.tensors import bytes_by_kind, bytes_by_part
 from greenllm.checkpoint import open_checkpoint
 from greenllm.errors import GreenError
 from greenllm.tokens import Tokenizer
@@ -170,6 +171,9 @@ def test_both_graphs_hold_integers_and_write_what_transformers_does(int8, home, 
     assert told.scores["bleu"].measured.value > 60
     assert abs(kept.scores["bleu"].against.difference.value) < 1
     assert small["caption"].unit == "ms"
+    sees = BlipForConditionalGeneration.from_pretrained(home / "taught").vision_model
+    assert bytes_by_part(home / "taught", "torch", home, "image-to-text")["encoder"] == 4 * sees.num_parameters()
+    assert not {"vision", "projector"} & set(bytes_by_kind(int8.deployable.path, "onnxruntime", home))
     for i, colour in enumerate(COLOURS):
         code, out, _ = ran(capsys, int8.path, "--image", home / f"see/{i}.png")
         assert (code, out.strip()) == (0, f"this one is {colour} all over")
