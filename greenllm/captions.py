@@ -12,6 +12,9 @@ from greenllm.tokens import BLIP, Tokenizer, read_json, start_of
 TASK = "image-to-text"
 _PAIR, _BLIP = "vision-encoder-decoder", "blip"  # transformers' names of the kinds
 PARTS = {_PAIR: ("encoder", "decoder"), _BLIP: ("vision_config", "text_config")}  # what sees, what writes
+_HEAD = "text_decoder.cls.predictions"
+BIASES = (f"{_HEAD}.bias", f"{_HEAD}.decoder.bias")  # BLIP's: one vector, of which files keep either or both
+ONE = (BIASES, ("text_decoder.bert.embeddings.word_embeddings.weight", f"{_HEAD}.decoder.weight"))  # where it is tied
 _MOST = 64  # tokens of a caption, where the model's files say nothing
 
 

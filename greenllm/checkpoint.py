@@ -80,6 +80,7 @@ class Checkpoint:
         if captions.is_blip(self.config):
             owners = [self.config, self.words]  # transformers ties them where either says so
         tied = bool(details.get("tied", any(getattr(o, "tie_word_embeddings", False) for o in owners)))
+        tied = tied and not (captions.is_blip(self.config) and self._apart())
         self.tied = tied and self.task in (GENERATION, *WRITING, VLM)  # an encoder has no head to share with
         for owner in (*owners, self.words):
             owner.tie_word_embeddings = self.tied
@@ -323,7 +324,14 @@ class Checkpoint:
             for key in (candidate, f"{prefix}.{candidate}", candidate.removeprefix(f"{prefix}.")):
                 if key in self._where:
                     return key
+        if name in captions.BIASES:
+            return next((key for key in captions.BIASES if key in self._where), None)
         return self._renamed.get(name)
+
+    def _apart(self) -> bool:
+        """Whether weights of BLIP that ought to be one are two: transformers 4 trained them so, whatever it wrote."""
+        both = [pair for pair in captions.ONE if set(pair) <= set(self._where)]
+        return any(not torch.equal(self._read(a), self._read(b)) for a, b in both)
 
     @functools.cached_property
     def _renamed(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import edit, ran
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_captions import COLOURS, TINY, coloured
 from transformers import (
     AutoTokenizer,
@@ -78,6 +79,30 @@ def test_a_checkpoint_is_what_transformers_reads_and_comes_back_as_one(tmp_path,
     source = open_checkpoint(tmp_path / "it")
     assert (source.task, source.tied, source.image_shape) == ("image-to-text", outer or inner, (3, 32, 32))
     assert source.parameters == sum(p.numel() for p in want.parameters())
+    source.write_dense(tmp_path / "dense")
+    pixels, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 128, (2, 6))
+    logits = want(pixel_values=pixels, input_ids=ids).logits
+    assert torch.equal(source.load_model()(pixel_values=pixels, decoder_input_ids=ids).logits, logits)
+    again = BlipForConditionalGeneration.from_pretrained(tmp_path / "dense").eval()
+    assert torch.equal(again(pixel_values=pixels, input_ids=ids).logits, logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("tied", "lost"), [(False, None), (False, "decoder.bias"), (True, "bias")])
+def test_heads_that_transformers_4_trained_are_read_as_transformers_5_reads_them(tmp_path, tied, lost):
+    """Its files say that head and embedding are one, hold both unlike, and keep the head's bias once."""
+    captioners.save_blip(captioners.build_blip(tied=tied), tmp_path / "it")
+    words = json.loads((tmp_path / "it/config.json").read_text())["text_config"]
+    edit(tmp_path / "it/config.json", tie_word_embeddings=True, text_config=words | {"tie_word_embeddings": True})
+    held, head = load_file(tmp_path / "it/model.safetensors"), "text_decoder.cls.predictions."
+    if tied:
+        held[f"{head}decoder.bias"] = held[f"{head}bias"]
+    if lost:
+        del held[head + lost]
+    save_file(held, tmp_path / "it/model.safetensors", {"format": "pt"})
+    want = BlipForConditionalGeneration.from_pretrained(tmp_path / "it").eval()
+    source = open_checkpoint(tmp_path / "it")
+    assert source.tied == tied
     source.write_dense(tmp_path / "dense")
     pixels, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 128, (2, 6))
     logits = want(pixel_values=pixels, input_ids=ids).logits
