@@ -25,7 +25,7 @@ _PATTERNS = {  # the first that fits; a norm beside an attention is no attention
     "attention": r"attn|attention|self_att|q_proj|k_proj|v_proj|o_proj|qkv",
     "MLP": r"mlp|ffn|feed_forward|intermediate|\bfc\d|experts|output\.dense",
 }
-_WRITER = {ENCODER: rf"^{audio.ENCODER}:|safetensors:(model\.)?encoder\.", DECODER: ""}
+_WRITER = {ENCODER: rf"^{audio.ENCODER}:|safetensors:(model\.)?(encoder|vision_model)\.", DECODER: ""}
 _PARTS = {  # of each task, by file and tensor: the first that fits
     script.TASK: _WRITER,
     captions.TASK: _WRITER,

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from greenllm.audio import ENCODER
 from greenllm.export.device.run import Script
-from greenllm.tokens import Tokenizer, read_json, start_of
+from greenllm.tokens import BLIP, Tokenizer, read_json, start_of
 
 TASK = "image-to-text"
-KIND = "vision-encoder-decoder"  # transformers' name of the kind
+_PAIR, _BLIP = "vision-encoder-decoder", "blip"  # transformers' names of the kinds
+PARTS = {_PAIR: ("encoder", "decoder"), _BLIP: ("vision_config", "text_config")}  # what sees, what writes
+_HEAD = "text_decoder.cls.predictions"
+BIASES = (f"{_HEAD}.bias", f"{_HEAD}.decoder.bias")  # BLIP's: one vector, of which files keep either or both
+ONE = (BIASES, ("text_decoder.bert.embeddings.word_embeddings.weight", f"{_HEAD}.decoder.weight"))  # where it is tied
 _MOST = 64  # tokens of a caption, where the model's files say nothing
 
 
 def sees(directory: Path) -> bool:
     """Whether an exported model writes what an image shows."""
-    return (directory / ENCODER).is_file() and read_json(directory / "config.json").get("model_type") == KIND
+    return (directory / ENCODER).is_file() and read_json(directory / "config.json").get("model_type") in PARTS
+
+
+def writes(config: Any) -> bool:
+    """Whether a configuration of transformers is of a model that writes what an image shows."""
+    return config.model_type == _PAIR or is_blip(config)
+
+
+def is_blip(config: Any) -> bool:
+    """Whether it is BLIP's that writes; others of its kind compare, or answer."""
+    return config.model_type == _BLIP and config.architectures == [BLIP]
 
 
 def most_tokens(directory: Path) -> int:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from greenllm import artifact, merge, source
+from greenllm import artifact, captions, merge, source
 from greenllm.artifact import Source
 from greenllm.blocks import check_writer, stacks_of
 from greenllm.errors import GreenError
@@ -29,7 +29,7 @@ from greenllm.kinds import (
     SPEECH,
     VLM,
     WRITING,
-    auto_class,
+    build,
     class_of,
     settle_sight,
     task_of,
@@ -76,10 +76,14 @@ class Checkpoint:
         self._mapped: dict[Path, Any] = {}
         self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
-        owner = self.words if self.task == CAPTIONS else self.config
-        tied = bool(details.get("tied", getattr(owner, "tie_word_embeddings", False)))
+        owners = [self.words if self.task == CAPTIONS else self.config]
+        if captions.is_blip(self.config):
+            owners = [self.config, self.words]  # transformers ties them where either says so
+        tied = bool(details.get("tied", any(getattr(o, "tie_word_embeddings", False) for o in owners)))
+        tied = tied and not (captions.is_blip(self.config) and self._apart())
         self.tied = tied and self.task in (GENERATION, *WRITING, VLM)  # an encoder has no head to share with
-        owner.tie_word_embeddings = self.words.tie_word_embeddings = self.tied
+        for owner in (*owners, self.words):
+            owner.tie_word_embeddings = self.tied
 
     @property
     def quantized(self) -> bool:
@@ -98,8 +102,9 @@ class Checkpoint:
     @property
     def words(self) -> Any:
         """The configuration of what reads and writes words, which may be a part of the whole."""
-        parts = {VLM: "text_config", CAPTIONS: "decoder"}
-        return getattr(self.config, parts[self.task]) if self.task in parts else self.config
+        if self.task == CAPTIONS:
+            return getattr(self.config, captions.PARTS[self.config.model_type][1])
+        return self.config.text_config if self.task == VLM else self.config
 
     @property
     def input(self) -> str:
@@ -115,7 +120,9 @@ class Checkpoint:
         Raises:
             GreenError: they are not of one size.
         """
-        parts = {PAIRS: "vision_config", VLM: "vision_config", CAPTIONS: "encoder"}
+        parts = {PAIRS: "vision_config", VLM: "vision_config"}
+        if self.task == CAPTIONS:
+            parts[CAPTIONS] = captions.PARTS[self.config.model_type][0]
         config = getattr(self.config, parts[self.task]) if self.task in parts else self.config
         size = getattr(config, "image_size", None)
         if size is None:
@@ -141,7 +148,7 @@ class Checkpoint:
 
         try:
             with init_empty_weights(include_buffers=False):
-                model = auto_class(self.task).from_config(copy.deepcopy(config or self.config), dtype=torch.float32)
+                model = build(self.task, copy.deepcopy(config or self.config))
         except (ValueError, KeyError, AttributeError, TypeError) as e:
             raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
         if self.task in SEEING and any("running_mean" in n for n, _ in model.named_buffers()):
@@ -317,7 +324,14 @@ class Checkpoint:
             for key in (candidate, f"{prefix}.{candidate}", candidate.removeprefix(f"{prefix}.")):
                 if key in self._where:
                     return key
+        if name in captions.BIASES:
+            return next((key for key in captions.BIASES if key in self._where), None)
         return self._renamed.get(name)
+
+    def _apart(self) -> bool:
+        """Whether weights of BLIP that ought to be one are two: transformers 4 trained them so, whatever it wrote."""
+        both = [pair for pair in captions.ONE if set(pair) <= set(self._where)]
+        return any(not torch.equal(self._read(a), self._read(b)) for a, b in both)
 
     @functools.cached_property
     def _renamed(self) -> dict[str, str]:

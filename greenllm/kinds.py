@@ -40,7 +40,7 @@ def task_of(config: PretrainedConfig) -> str:
         IMAGE_CLASSES: auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         SPEECH: auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     }
-    if config.model_type == captions.KIND:
+    if captions.writes(config):
         return CAPTIONS
     for task, known in heads.items():
         if any(name == k or (isinstance(k, tuple) and name in k) for k in known.values()):
@@ -121,6 +121,21 @@ def auto_class(task: str) -> Any:
         IMAGE_CLASSES: t.AutoModelForImageClassification, SPEECH: t.AutoModelForSpeechSeq2Seq,
         CAPTIONS: t.AutoModelForImageTextToText, VLM: t.AutoModelForImageTextToText,
     }.get(task, t.AutoModel)  # fmt: skip
+
+
+def build(task: str, config: PretrainedConfig) -> Any:
+    """A model in float32 with weights of no meaning; ``config`` becomes its own.
+
+    Raises:
+        ValueError, KeyError, AttributeError, TypeError: the configuration makes no sense.
+    """
+    import torch
+
+    if captions.is_blip(config):
+        from greenllm.blip import Captioner
+
+        return Captioner._from_config(config, dtype=torch.float32)  # noqa: SLF001 - what each from_config calls
+    return auto_class(task).from_config(config, dtype=torch.float32)
 
 
 def class_of(task: str, config: PretrainedConfig) -> Any:

@@ -9,6 +9,11 @@ from typing import Any, Literal
 
 from greenllm.errors import GreenError
 
+BLIP = "BlipForConditionalGeneration"
+_OF_BLIP = {  # transformers' own, which files leave out
+    "bos_token_id": 30522, "sep_token_id": 102, "max_position_embeddings": 512, "vocab_size": 30524
+}  # fmt: skip
+
 
 class Tokenizer:
     """A ``tokenizer.json``, without the truncation and padding that some carry.
@@ -37,6 +42,8 @@ class Tokenizer:
     @cached_property
     def ends(self) -> set[int]:
         """Tokens that end an answer, as the model's files name them."""
+        if blip := _of_blip(self.directory):
+            return {blip["sep_token_id"]}
         told = [read_json(self.directory / f).get("eos_token_id") for f in ("generation_config.json", "config.json")]
         told += [self._config.get("eos_token_id")]
         told += [
@@ -58,7 +65,7 @@ class Tokenizer:
         """What the model's configuration says; what it says of the part that reads or writes texts goes first."""
         config = read_json(self.directory / "config.json")
         parts = [p for p in (config.get("text_config"), config.get("decoder")) if isinstance(p, dict)]
-        return config | parts[0] if parts else config
+        return config | (parts[0] if parts else {}) | _of_blip(self.directory)
 
     def special(self, role: Literal["bos", "eos", "pad"]) -> int | None:
         """The token that the tokenizer's configuration gives a role."""
@@ -102,10 +109,32 @@ def start_of(directory: Path) -> int:
     Raises:
         GreenError: no file says which.
     """
+    if blip := _of_blip(directory):
+        return int(blip["bos_token_id"])
     for file in ("generation_config.json", "config.json"):
         if isinstance(told := read_json(directory / file).get("decoder_start_token_id"), int):
             return told
     raise GreenError(f"{directory}: no decoder_start_token_id in config.json: where does an answer begin?")
+
+
+def _of_blip(directory: Path) -> dict[str, int]:
+    """What BLIP's own ``generate`` goes by, its ``text_config`` alone; empty for other models.
+
+    Raises:
+        GreenError: a value there is no number, or names a token that there is not.
+    """
+    config = read_json(directory / "config.json")
+    if config.get("architectures") != [BLIP]:
+        return {}
+    told = config.get("text_config")
+    found = {key: told.get(key, own) if isinstance(told, dict) else own for key, own in _OF_BLIP.items()}
+    for key, value in found.items():
+        if type(value) is not int or value < 0 or (key.endswith("token_id") and value >= found["vocab_size"]):
+            raise GreenError(
+                f"{directory / 'config.json'}: {key} of text_config is {value!r}, which makes no sense.",
+                "Take the one that came with the model.",
+            )
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:

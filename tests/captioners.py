@@ -8,8 +8,13 @@ import torch
 from conftest import make_tokenizer
 from torch import nn
 from transformers import (
+    AutoTokenizer,
     BeitConfig,
     BertConfig,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessorPil,
+    BlipProcessor,
     DeiTConfig,
     GPT2Config,
     TrOCRConfig,
@@ -58,6 +63,33 @@ def build(encoder="vit", decoder="gpt2", *, seed=0, tied=True, **options):
     return model.eval()
 
 
+def build_blip(*, seed=0, tied=True, **words):
+    """BLIP's captioner, of the same pixels and tokens; ``words`` are settings of its decoder."""
+    torch.manual_seed(seed)
+    text = {"vocab_size": 128, "bos_token_id": START, "sep_token_id": END, "eos_token_id": 5, "pad_token_id": PAD,
+            "tie_word_embeddings": tied, **_BERT} | words  # fmt: skip
+    vision = _SEES | {"hidden_size": 96, "initializer_range": 0.1}
+    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.05)
+        elif parameter.dim() > 1 and name.startswith("text_decoder"):
+            parameter.data.mul_(5)
+    return model.eval()
+
+
+def save_blip(model, path):
+    """With tokenizer and processor as BLIP's own ``BlipProcessor`` saves them; the processor."""
+    model.save_pretrained(path)
+    make_tokenizer(path)
+    processor = BlipProcessor(
+        BlipImageProcessorPil(size={"height": 32, "width": 32}), AutoTokenizer.from_pretrained(path)
+    )
+    processor.save_pretrained(path)
+    (path / images.PROCESSOR).write_text(processor.image_processor.to_json_string())  # where the hub's files have it
+    return processor
+
+
 def save(model, path):
     """With a tokenizer, and what makes images pixels."""
     model.save_pretrained(path)
@@ -83,9 +115,10 @@ def teach(model, path, files, captions, steps=250):
     model.train()
     for _ in range(steps):
         at = torch.randint(len(x), (16,))
-        logits = model(pixel_values=x[at], decoder_input_ids=ids[at, :-1]).logits
+        logits = model(x[at], ids[at, :-1]).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted[at].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return save(model.eval(), path), float(loss.detach())
+    model.eval().save_pretrained(path)
+    return path, float(loss.detach())
