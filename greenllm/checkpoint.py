@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
+_HEADS = (["lm_head"], ["proj_out"], ["embed_out"], ["output_projection"], ["decoder"])  # what heads are called
 _MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
 
@@ -80,8 +81,8 @@ class Checkpoint:
         if captions.is_blip(self.config):
             owners = [self.config, self.words]  # transformers ties them where either says so
         tied = bool(details.get("tied", any(getattr(o, "tie_word_embeddings", False) for o in owners)))
-        tied = tied and not (captions.is_blip(self.config) and self._apart())
         self.tied = tied and self.task in (GENERATION, *WRITING, VLM)  # an encoder has no head to share with
+        self.tied = self.tied and not self._apart()
         for owner in (*owners, self.words):
             owner.tie_word_embeddings = self.tied
 
@@ -329,8 +330,13 @@ class Checkpoint:
         return self._renamed.get(name)
 
     def _apart(self) -> bool:
-        """Whether weights of BLIP that ought to be one are two: transformers 4 trained them so, whatever it wrote."""
-        both = [pair for pair in captions.ONE if set(pair) <= set(self._where)]
+        """Whether the files hold two weights that ought to be one: transformers takes them as they are, as two."""
+        pairs: list[tuple[str | None, ...]] = []
+        if captions.is_blip(self.config):
+            pairs = list(captions.ONE)
+        elif any(key.split(".")[-2:-1] in _HEADS for key in self._where):
+            pairs = [tuple(self._stored(f"{module}.weight") for module in self._roles)]
+        both = [(a, b) for a, b in pairs if a in self._where and b in self._where]
         return any(not torch.equal(self._read(a), self._read(b)) for a, b in both)
 
     @functools.cached_property

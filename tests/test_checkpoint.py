@@ -270,3 +270,26 @@ def test_calibration_is_the_same_for_the_same_seed(llama, tmp_path):
         assert a.shape == (4, 16)
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_that_is_said_to_be_the_embedding_and_is_not(tmp_path, same):
+    """Transformers takes both as they lie there; so do we, or what was trained apart would be lost without a word."""
+    from transformers import AutoModelForCausalLM
+
+    path = make_llama(tmp_path / "m")
+    weights = load_file(path / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = embedding.clone() if same else embedding.flip(0).contiguous()
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    found = open_checkpoint(path)
+    assert found.tied is same
+    assert ("lm_head.weight" in found.names()) is not same
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        want = AutoModelForCausalLM.from_pretrained(path)(ids).logits
+        torch.testing.assert_close(found.load_model()(ids).logits, want, rtol=0, atol=0)
+    found.write_dense(tmp_path / "copy")
+    with torch.no_grad():
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "copy")(ids).logits
+    torch.testing.assert_close(again, want, rtol=0, atol=0)
