@@ -63,9 +63,9 @@ class Subject:
         self.energy = ""  # how it was counted, once it was
         self.model = self.checkpoint.load_model()
         self.bytes = sum(f.stat().st_size for f in source.shard_files(self.checkpoint.path))
-        made, _ = choose(self.checkpoint, Wanted(method))
-        self.items, self.test = test, tokenized(test, self.checkpoint, made)
-        self.upper = frozen(self.model, made.first, self.test)
+        made = [choose(self.checkpoint, Wanted(method), meta)[0] for meta in self.ways.values()]
+        self.items, self.test = test, tokenized(test, self.checkpoint, made[0])
+        self.upper = frozen(self.model, min(m.first for m in made), self.test)  # no block that any of them changes
 
     def as_it_is(self) -> Draw:
         """Without any sample."""
@@ -96,7 +96,7 @@ class Subject:
 
     @torch.no_grad()
     def prompted(self, items: Sequence[Any], shots: int, n: int) -> Draw | None:
-        """The samples before each question, answered; None where the model does not read (so much)."""
+        """The samples before each question, answered; None where the model reads nothing, or not so much."""
         if self.checkpoint.task == SPEECH:
             return None
         told = "".join(f"{i.context}{i.gap}{i.choices[i.label]}\n\n" for i in items)

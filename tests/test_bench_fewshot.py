@@ -11,7 +11,9 @@ import torch
 from conftest import make_llama
 from test_adapt import samples, write
 
+from greenllm.adapt import adapters
 from greenllm.adapt.learn import judge
+from greenllm.adapt.meta import meta_train
 from greenllm.adapt.run import adapt
 from greenllm.adapt.shots import draw, encode
 from greenllm.adapt.upper import Upper
@@ -19,6 +21,7 @@ from greenllm.bench import Effort, bench
 from greenllm.bench.adapted import ADAPTED, PROMPTED, Draw, Subject
 from greenllm.bench.fewshot import Found, lines
 from greenllm.bench.tasks import read
+from greenllm.checkpoint import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,21 @@ def test_differences_are_of_the_same_draws():
     assert "| b | adapted | 4 | 2 | 50.0 [" in said[3]
     assert "| a adapted | -10.0 |" in said[3]
     assert "| b | prompted | 4 | 1 | 90.0 | b adapted | 30.0 |" in said[4]
+
+
+def test_a_start_in_lower_blocks_than_usual_is_asked_whole(place, tmp_path):
+    """What lower blocks say is kept; it must not be where an adapter changes them."""
+    other = write(tmp_path / "other.jsonl", [{"text": r["text"][::-1], "label": r["label"]} for r in samples(8)])
+    start = meta_train(
+        place / "base", [place / "train.jsonl", other], tmp_path / "start", shots=4, blocks=4, rounds=6, rate=0.05
+    )
+    test = read(place / "test.jsonl").items
+    subject = Subject(str(place / "base"), "lora", test, [start.path])
+    made = subject.adapted(draw(place / "train.jsonl", 4, 0), "from start", 4, 0)
+    done = adapt(place / "base", place / "train.jsonl", tmp_path / "adapter", shots=4, meta=start.path)
+    model = open_checkpoint(place / "base").load_model()
+    adapters.load(model, done.path)
+    losses, right = judge(Upper(model, 0, encode(test, place / "base")), range(len(test)))
+    assert made.right == pytest.approx(float(right.mean()))
+    adapters.load(subject.model, done.path)
+    torch.testing.assert_close(judge(subject.upper, range(len(test)))[0], losses, rtol=1e-4, atol=1e-4)
