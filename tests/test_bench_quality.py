@@ -129,7 +129,7 @@ def test_bad_texts(tmp_path, name, content, says):
 def test_embedding_fidelity_ignores_length():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(40, 16)).astype(np.float32)
-    found = fidelity.embedding_measurements(fidelity.embeddings(a, a * 3))
+    found = fidelity.answer_measurements(fidelity.embeddings(a, a * 3), "sentences")
     assert found["cosine"].value == pytest.approx(1, abs=1e-6)
     assert found["neighbour"].value == 100
 
