@@ -12,7 +12,7 @@ ln -sfn whole/checkpoint "$int4"
 python -m greenllm.bench.fewsets "$data" "$out/sets"
 few() { python -m greenllm.bench.fewshot "${@:3}" --task "$out/sets/$1-few.jsonl" --test "$out/sets/$1-test.jsonl" --out "$out/$2"; }
 few sst2 sst2 "$int4" "$model" --limit 300 --shots 4 16
-read -r -a others < <(find "$data" -name Age.jsonl -o -name Nationality.jsonl | sort | tr '\n' ' ')
+mapfile -t others < <(find "$data" -name Age.jsonl -o -name Nationality.jsonl | sort)
 [ -d "$out/start" ] || greenllm meta-train "$int4" "${others[@]}" -o "$out/start" --shots 128 --rounds 16
 few religion religion "$int4" --limit 150 --shots 4 --no-prompt --meta "$out/start"
 few digits digits "$transcriber" --limit 150 --shots 4 16
