@@ -30,7 +30,7 @@ ROWS = {
         {"id": 3, "candidates": ["一马当先", "画蛇添足"], "content": "他#idiom#，先到了。", "answer": 0},
         "他", "一马当先，先到了。", 2,
     ),
-    "pairs": (
+    "bustm": (
         {"id": 4, "sentence1": "你好吗", "sentence2": "你怎么样", "label": "1"},
         "句子一：你好吗\n句子二：你怎么样\n两句话的意思：", "相同", 2,
     ),
@@ -89,6 +89,12 @@ def test_the_suite_takes_the_part_that_is_to_be_asked(tmp_path):
         (tmp_path / folder / "test.json").write_text('{"id": 1, "sentence": "a"}\n')
     assert [t.name for t in public.files(["clue"], tmp_path, 0)] == ["csl/dev_0", "tnews/test_public"]
     assert [t.name for t in public.files(["clue:tnews"], tmp_path, 0)] == ["tnews/test_public"]
+    for name in ("bustm", "ocnli"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "dev.json", [ROWS["bustm"][0] | ({"label": "neutral"} if name == "ocnli" else {})])
+        assert [t.name for t in public.files([f"clue:{name}"], tmp_path, 0)] == [f"{name}/dev"]
+    with pytest.raises(GreenError, match="no set of the suite clue:afqmc"):
+        public.files(["clue:afqmc"], tmp_path, 0)
     with pytest.raises(GreenError, match="no set of the suite clue:chid"):
         public.files(["clue:chid"], tmp_path, 0)
     with pytest.raises(GreenError, match="clue:tnews, clue:iflytek"):

@@ -83,10 +83,11 @@ def chid(row: dict[str, Any]) -> Item:
     return Item(said, tuple(c + after[0] for c in candidates), int(row["answer"]), gap="")
 
 
+_PAIRS = (("sentence1", "sentence2", "label"), pairs)
 SETS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Item | Labelled]]] = {
     "tnews": (("sentence", "label", "label_desc"), tnews), "iflytek": (("sentence", "label", "label_des"), iflytek),
     "eprstmt": (("sentence", "label"), eprstmt), "csldcp": (("content", "label"), csldcp),
-    "pairs": (("sentence1", "sentence2", "label"), pairs), "csl": (("abst", "keyword", "label"), csl),
+    "afqmc": _PAIRS, "bustm": _PAIRS, "ocnli": _PAIRS, "cmnli": _PAIRS, "csl": (("abst", "keyword", "label"), csl),
     "cluewsc": (("target", "text", "label"), wsc), "chid": (("candidates", "content", "answer"), chid),
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ class Suite(NamedTuple):
     sets: dict[str, object]
     lm_eval: tuple[str, ...]
     more: tuple[object, ...] = ()  # what makes items of sets that are taken where they are
+    called: str = ""  # what the paths of these hold, where columns alone do not tell which set it is
 
 
 SUITES = {
@@ -31,7 +32,7 @@ SUITES = {
         {"CrowS-Pairs (.csv)": published.pair, "BBQ (.jsonl)": published.unclear}, ("crows_pairs_english", "bbq")
     ),
     "safety": Suite({"XSTest (.csv)": published.prompt}, (), (published.opening,)),
-    CLUE: Suite({}, (), tuple(make for _, make in clue.SETS.values())),
+    CLUE: Suite({}, (), tuple({make for _, make in clue.SETS.values()})),
 }
 
 
@@ -60,7 +61,7 @@ def files(names: Sequence[str], data: Path | str | None, limit: int) -> list[Tas
                     "Put it there as it is published; or give what there is with --task FILE.",
                 )
             found += [read(path, limit) for path in mine]
-        more = [path for path, kind in there if kind in asked.more]
+        more = [p for p, kind in there if kind in asked.more and asked.called in str(p.relative_to(data)).lower()]
         if not asked.sets and not more:
             raise GreenError(
                 f"{data} has no set of the suite {suite} in it.", f"Put there one or more: {', '.join(clue.SETS)}."
@@ -102,7 +103,8 @@ def _suite(name: str) -> Suite:
         return SUITES[name]
     suite, _, one = name.partition(":")
     if suite == CLUE and one in clue.SETS:
-        return Suite({}, (), (clue.SETS[one][1],))
+        alone = sum(made is clue.SETS[one] for made in clue.SETS.values()) == 1
+        return Suite({}, (), (clue.SETS[one][1],), "" if alone else one)
     known = ", ".join([*SUITES, robust.NAME])
     raise GreenError(
         f"No suite is called {name!r}.", f"There are {known}; of {CLUE} {CLUE}:{f', {CLUE}:'.join(clue.SETS)}."
