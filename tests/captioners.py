@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 from conftest import make_tokenizer
+from PIL import Image
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -28,6 +30,7 @@ from greenllm import images
 from greenllm.bench import cifar
 from greenllm.tokens import Tokenizer
 
+COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 START, END, PAD = 1, 2, 0
 _SEES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
          "image_size": 32, "patch_size": 8}  # fmt: skip
@@ -122,3 +125,26 @@ def teach(model, path, files, captions, steps=250):
         optimizer.step()
     model.eval().save_pretrained(path)
     return path, float(loss.detach())
+
+
+def coloured(folder, count, *, seed):
+    """Noisy pictures of three colours, and rows with two captions of each."""
+    folder.mkdir()
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(count):
+        label = list(COLOURS)[i % 3]
+        noise = rng.normal(COLOURS[label], 60, (20 + i, 31, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+        rows.append({"image": f"{i}.png", "captions": [f"this one is {label} all over", f"{label} it is"]})
+    file = folder / "captions.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def home(path, model, save):
+    """``path`` with a model in ``taught`` that was taught to name colours, and in ``see`` pictures it has not seen."""
+    learn, _ = coloured(path / "learn", 24, seed=0), coloured(path / "see", 12, seed=1)
+    rows = [json.loads(line) for line in learn.read_text().splitlines()]
+    save(model, path / "taught")
+    teach(model, path / "taught", [path / "learn" / r["image"] for r in rows], [r["captions"][0] for r in rows])
+    return path

@@ -11,7 +11,7 @@ import torch
 from conftest import edit, ran
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_captions import COLOURS, TINY, coloured
+from test_captions import TINY
 from transformers import (
     AutoTokenizer,
     BlipConfig,
@@ -39,16 +39,7 @@ LAYERS = 2 * 4 + 2 * 10  # linears of two blocks each: qkv, projection, MLP; bot
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A model that was taught to name colours, and pictures that it has not seen."""
-    path = tmp_path_factory.mktemp("blip")
-    learn = coloured(path / "learn", 24, seed=0)
-    coloured(path / "see", 12, seed=1)
-    rows = [json.loads(line) for line in learn.read_text().splitlines()]
-    model = captioners.build_blip()
-    captioners.save_blip(model, path / "taught")
-    files, told = [path / "learn" / r["image"] for r in rows], [r["captions"][0] for r in rows]
-    captioners.teach(model, path / "taught", files, told)
-    return path
+    return captioners.home(tmp_path_factory.mktemp("blip"), captioners.build_blip(), captioners.save_blip)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +59,16 @@ def theirs(path, files, most):
         yield given["pixel_values"][0].numpy(), ids[1:]
 
 
+def check_same(source, want, dense):
+    """A checkpoint says what transformers' model does, and what is written of it too."""
+    source.write_dense(dense)
+    pixels, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 128, (2, 6))
+    logits = want(pixel_values=pixels, input_ids=ids).logits
+    assert torch.equal(source.load_model()(pixel_values=pixels, decoder_input_ids=ids).logits, logits)
+    again = BlipForConditionalGeneration.from_pretrained(dense).eval()
+    assert torch.equal(again(pixel_values=pixels, input_ids=ids).logits, logits)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("outer", "inner"), [(True, True), (False, False), (True, False), (False, True)])
 def test_a_checkpoint_is_what_transformers_reads_and_comes_back_as_one(tmp_path, outer, inner):
@@ -79,12 +80,7 @@ def test_a_checkpoint_is_what_transformers_reads_and_comes_back_as_one(tmp_path,
     source = open_checkpoint(tmp_path / "it")
     assert (source.task, source.tied, source.image_shape) == ("image-to-text", outer or inner, (3, 32, 32))
     assert source.parameters == sum(p.numel() for p in want.parameters())
-    source.write_dense(tmp_path / "dense")
-    pixels, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 128, (2, 6))
-    logits = want(pixel_values=pixels, input_ids=ids).logits
-    assert torch.equal(source.load_model()(pixel_values=pixels, decoder_input_ids=ids).logits, logits)
-    again = BlipForConditionalGeneration.from_pretrained(tmp_path / "dense").eval()
-    assert torch.equal(again(pixel_values=pixels, input_ids=ids).logits, logits)
+    check_same(source, want, tmp_path / "dense")
 
 
 @torch.no_grad()
@@ -103,12 +99,7 @@ def test_heads_that_transformers_4_trained_are_read_as_transformers_5_reads_them
     want = BlipForConditionalGeneration.from_pretrained(tmp_path / "it").eval()
     source = open_checkpoint(tmp_path / "it")
     assert source.tied == tied
-    source.write_dense(tmp_path / "dense")
-    pixels, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 128, (2, 6))
-    logits = want(pixel_values=pixels, input_ids=ids).logits
-    assert torch.equal(source.load_model()(pixel_values=pixels, decoder_input_ids=ids).logits, logits)
-    again = BlipForConditionalGeneration.from_pretrained(tmp_path / "dense").eval()
-    assert torch.equal(again(pixel_values=pixels, input_ids=ids).logits, logits)
+    check_same(source, want, tmp_path / "dense")
 
 
 @torch.no_grad()
@@ -199,7 +190,7 @@ def test_both_graphs_hold_integers_and_write_what_transformers_does(int8, home, 
     sees = BlipForConditionalGeneration.from_pretrained(home / "taught").vision_model
     assert bytes_by_part(home / "taught", "torch", home, "image-to-text")["encoder"] == 4 * sees.num_parameters()
     assert not {"vision", "projector"} & set(bytes_by_kind(int8.deployable.path, "onnxruntime", home))
-    for i, colour in enumerate(COLOURS):
+    for i, colour in enumerate(captioners.COLOURS):
         code, out, _ = ran(capsys, int8.path, "--image", home / f"see/{i}.png")
         assert (code, out.strip()) == (0, f"this one is {colour} all over")
     code, _, said = ran(capsys, int8.path, "what is it?", "--image", home / "see/0.png")

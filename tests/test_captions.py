@@ -33,21 +33,8 @@ from greenllm.serve import open_model
 from greenllm.tokens import Tokenizer
 from greenllm.walk import Walk
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 TINY = Effort(windows=1, sentences=8, sittings=2, width=0.5, seconds=0.3, turn=0.02, energy=0.1)
 KINDS = [("vit", d) for d in captioners.DECODERS] + [("deit", "gpt2"), ("beit", "gpt2")]
-
-
-def coloured(folder, count, *, seed):
-    """Noisy pictures of three colours, and rows with two captions of each."""
-    folder.mkdir()
-    rng, rows = np.random.default_rng(seed), []
-    for i in range(count):
-        label = list(COLOURS)[i % 3]
-        noise = rng.normal(COLOURS[label], 60, (20 + i, 31, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noise).save(folder / f"{i}.png")
-        rows.append({"image": f"{i}.png", "captions": [f"this one is {label} all over", f"{label} it is"]})
-    return write(folder / "captions.jsonl", *rows)
 
 
 def write(path, *rows):
@@ -57,15 +44,7 @@ def write(path, *rows):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A model that was taught to name colours, and pictures that it has not seen."""
-    path = tmp_path_factory.mktemp("captions")
-    learn, _ = coloured(path / "learn", 24, seed=0), coloured(path / "see", 12, seed=1)
-    rows = [json.loads(line) for line in learn.read_text().splitlines()]
-    model = captioners.build()
-    captioners.save(model, path / "taught")
-    files, told = [path / "learn" / r["image"] for r in rows], [r["captions"][0] for r in rows]
-    captioners.teach(model, path / "taught", files, told)
-    return path
+    return captioners.home(tmp_path_factory.mktemp("captions"), captioners.build(), captioners.save)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +211,7 @@ def test_a_difference_is_of_the_same_images():
 
 
 def test_run_writes_what_an_image_shows(int8, home, tmp_path, capsys):
-    for i, colour in enumerate(COLOURS):
+    for i, colour in enumerate(captioners.COLOURS):
         code, out, told = ran(capsys, int8.path, "--image", home / f"see/{i}.png")
         assert (code, out.strip()) == (0, f"this one is {colour} all over")
         assert "tokens written." in told
