@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greenllm import captions, pairs, script, tiles, vlm
+from greenllm import captions, classes, pairs, script, tiles, vlm
 from greenllm.blocks import paired, sees_and_reads
 from greenllm.errors import GreenError
 from greenllm.merge import in_order
@@ -13,7 +13,7 @@ from greenllm.merge import in_order
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", "text-classification"
+GENERATION, FEATURES, CLASSIFICATION = "text-generation", "feature-extraction", classes.TASK
 IMAGE_CLASSES, IMAGE_FEATURES = IMAGES = ("image-classification", "image-feature-extraction")
 SPEECH = script.TASK
 PAIRS = pairs.TASK  # images and texts side by side: CLIP, SigLIP and their like
