@@ -294,10 +294,10 @@ def test_what_is_important_stays(tmp_path):
         block.mlp.up_proj.weight[50:150] = 0
         block.self_attn.v_proj.weight[:16] = 0
     model.save_pretrained(path)
-    found = pruned(path, tmp_path / "out", mlp=96, heads=2, multiple=32)
+    found = pruned(path, tmp_path / "out", mlp=96, heads=2, multiple=32, damp=1e-6)
     torch.testing.assert_close(stock(found.path)(ids()).logits, model(ids()).logits)
     assert result(found)["cut"] == {"heads": [2, 1], "mlp": [192, 96]}
-    assert all(share == pytest.approx(1) for _, share in result(found)["parts"].values())
+    assert all(share == pytest.approx(1, abs=0.01) for _, share in result(found)["parts"].values())
 
 
 def test_pruned_then_quantized_then_exported_runs(tmp_path):

@@ -58,7 +58,8 @@ def divergence(want: Tensor, got: Tensor, kind: Kind, temperature: float = 1.0) 
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Logarithm of the softmax at a temperature, float32."""
-    return torch.log_softmax(logits.float() / temperature, -1)
+    logits = logits.float()
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
 
 
 def state_distance(want: Tensor, got: Tensor, mask: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class Width:
         self.anatomy.prove()
 
     def __call__(self, out: Path, context: Context) -> dict[str, Any]:
-        """Measure what is active, write what is most so."""
+        """Measure what each part is worth, write what is worth most."""
         ids = batches(context.samples())
         narrowing = width.Narrowing(self.checkpoint, self.anatomy, self.sizes, self.damp)
         scores, fitted = narrowing.run(ids, context.work, context.progress)

@@ -1,8 +1,10 @@
-"""Which heads, MLP channels and hidden channels a model needs least, by its activations.
+"""Which heads, MLP channels and hidden channels a model needs least.
 
-Minitron: Muralidharan et al., 2024, arXiv:2407.14679, section 2.2 (width): a head counts as much as what it puts
-out is large, an MLP channel as its activation, a hidden channel as the norms' outputs; mean over a sequence, then
-the root of the sum of squares over sequences. Heads that share keys and values are one unit.
+Heads and MLP channels by what their going costs the linears that read them, these fitted (:mod:`.structured_obs`);
+or, where nothing is fitted, and hidden channels always, by their activations, as Minitron: Muralidharan et al., 2024,
+arXiv:2407.14679, section 2.2 (width): a head counts as much as what it puts out is large, an MLP channel as its
+activation, a hidden channel as the norms' outputs; mean over a sequence, then the root of the sum of squares over
+sequences. Heads that share keys and values are one unit.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from greenllm.errors import GreenError
 from greenllm.progress import Progress
 from greenllm.prune.axes import HEADS, HIDDEN, MLP, PER_BLOCK, Anatomy, Kept
 from greenllm.prune.reconstruct import refit
+from greenllm.prune.structured_obs import removal_costs
 from greenllm.quantize.fold import channels
 from greenllm.quantize.linear import Moments, set_weight, weight_of
 from greenllm.walk import Walk
@@ -34,7 +37,7 @@ def per_unit(x: Tensor, units: int) -> Tensor:
 
 
 class Narrowing:
-    """One walk through a checkpoint: what is active is found, and what goes is made up for.
+    """One walk through a checkpoint: what each part is worth is found, and what goes is made up for.
 
     Heads and MLP channels are chosen as the walk passes their block, whose readers (the linears that read them) are
     then fitted to give what they gave: the blocks after it see the states that they will see.
@@ -65,7 +68,7 @@ class Narrowing:
             GreenError: no linear of a block reads the channels (as with experts that are one tensor).
         """
         walk = Walk(self.checkpoint, [{"input_ids": b} for b in batches], work)
-        progress.stage("how active each part is", len(walk.blocks))
+        progress.stage("what each part is worth", len(walk.blocks))
         walk.run(self._visit, progress)
         sums = {k: t for k, t in walk.tensors() if not k.endswith(_WEIGHT)}
         found = {k: t.sqrt() for k, t in sums.items() if not k.endswith(HIDDEN)}
@@ -90,11 +93,18 @@ class Narrowing:
             forward()
         if self.damp is not None:
             for kind, layers in readers.items():
+                found[f"{i}.{kind}"] = self._costs(kind, layers, moments, self.damp)
                 (kept,) = choose({f"{i}.{kind}": found[f"{i}.{kind}"]}, self.sizes).values()
                 for short, layer in layers.items():
                     _fit(layer, moments.of(short), kept, self.anatomy.sizes[kind], self.damp)
                     found[f"{name}.{short}{_WEIGHT}"] = layer.get_parameter("weight").data
         return found
+
+    def _costs(self, kind: str, layers: dict[str, nn.Module], moments: Moments, damp: float) -> Tensor:
+        """What the going of each unit of a kind costs all that reads it."""
+        pairs = [(weight_of(m), moments.of(n)) for n, m in layers.items()]
+        units = self.anatomy.sizes[kind]
+        return removal_costs(pairs, units, self.sizes.get(kind, units), damp)
 
     def _norms(self, block: nn.Module) -> list[nn.Module]:
         return [m for m in block.modules() if channels(m) == self.anatomy.sizes[HIDDEN]]
