@@ -11,7 +11,7 @@ mkdir -p "$out"
 [ -d "$out/cut" ] || greenllm prune "$model" -o "$out/cut" --ratio 0.2 \
     --calibration "${first%=*}" --samples 64 --length 256
 [ -d "$out/taught" ] || greenllm distill "$out/cut" --teacher "$model" -o "$out/taught" --data "$data" \
-    --minutes "${MINUTES:-55}" --rate "${RATE:-5e-4}" --rows 4 --accumulate 1
+    --minutes "${MINUTES:-58}" --rate "${RATE:-5e-4}" --rows 4 --accumulate 1 --train blocks ${SAMPLES:+--samples "$SAMPLES"}
 [ -d "$out/int4" ] || greenllm compress "$model" -o "$out/int4" --recipe int4 --no-bench
 [ -d "$out/taught-int4" ] || greenllm compress "$out/taught" -o "$out/taught-int4" --recipe int4 --no-bench
 greenllm bench "$model" "$out/cut" "$out/taught" "$out/int4" "$out/taught-int4" \

@@ -196,6 +196,13 @@ def test_whatever_learns_is_resumed(home, tmp_path, monkeypatch, student, fields
     assert_same(weights(distill(home, student, tmp_path / "out", **fields)), weights(whole))
 
 
+def test_blocks_learn_and_what_reads_and_writes_tokens_stays(home, tmp_path):
+    before = weights(plan(home / "student", recipe.Recipe()).checkpoint)
+    after = weights(distill(home, "student", tmp_path / "out", teacher="teacher", train="blocks", steps=3))
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert {n for n in before if "embed_tokens" not in n and "lm_head" not in n} == changed
+
+
 @pytest.mark.parametrize("what", ["lora", "dora", "adalora"])
 def test_merged_adapters_say_what_the_adapters_said(home, what):
     model = plan(home / "student", recipe.Recipe()).checkpoint.load_model()

@@ -14,20 +14,27 @@ from torch import Tensor
 from greenllm.distill.student import sparse
 from greenllm.errors import GreenError
 
-What = Literal["all", "lora", "dora", "adalora"]
+What = Literal["all", "blocks", "lora", "dora", "adalora"]
 _SCALE = 2  # alpha over rank
 _PATTERN = "rank_pattern"
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def adapt(student: Any, what: What, rank: int, steps: int, *, classifier: bool, seed: int) -> Any:
-    """The student with adapters on all linear layers of its blocks; "all" is the student itself, all of it learning.
+    """The student with adapters on all linear layers of its blocks.
+
+    "all" is the student itself, all of it learning, and "blocks" the same but for what reads and writes tokens: a cut
+    that kept these has nothing to heal there.
 
     Raises:
         GreenError: peft is not installed, the student is sparse, or there are too few steps for AdaLoRA.
     """
-    if what == "all":
-        return student.requires_grad_()
+    if what in ("all", "blocks"):
+        student.requires_grad_()
+        for table in (student.get_input_embeddings(), student.get_output_embeddings()) if what == "blocks" else ():
+            if table is not None:
+                table.requires_grad_(requires_grad=False)
+        return student
     if sparse(student):
         raise GreenError("Adapters would fill the zeros of a sparse student.", "Leave out --train.")
     try:

@@ -75,7 +75,9 @@ class Distill:
     accumulate: int = Field(4, ge=1, description="passes that an update adds up: more need less memory")
     rate: float = Field(1e-4, gt=0, le=1, description="learning rate at its highest")
     schedule: Schedule = Field("cosine", description="of the rate, after a short rise")
-    train: What = Field("all", description="what learns: all weights, or adapters that are merged at the end")
+    train: What = Field(
+        "all", description="what learns: all weights, blocks (not embeddings and head), or adapters, merged at the end"
+    )
     rank: int = Field(16, ge=1, le=4096, description="of the adapters")
     cache: str = Field(
         "", description="directory for the teacher's likeliest tokens, asked for once; empty: asked in every pass"
