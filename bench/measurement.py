@@ -66,6 +66,20 @@ def t_interval(samples: Sequence[float]) -> Interval | None:
     return mean - half, mean + half
 
 
+def repeat_interval(samples: Sequence[float]) -> Interval | None:
+    """95 % prediction interval: where the mean of as many samples of another run lies; None for fewer than two.
+
+    A machine's speed is no constant that more samples come nearer to; what its user asks is what a figure would be
+    if it were measured again. As wide as Student's interval of the mean times the root of two (Hahn & Meeker,
+    "Statistical Intervals", 1991, section 4.7.1). Of two runs, 83 in 100 means lie in an interval of the mean.
+    """
+    found = t_interval(samples)
+    if found is None:
+        return None
+    mean, half = (found[0] + found[1]) / 2, (found[1] - found[0]) / math.sqrt(2)
+    return mean - half, mean + half
+
+
 def sitting_means(samples: Sequence[float], sittings: Sequence[int]) -> list[float]:
     """Mean of each sitting's samples, in order of time: batch means, of which an interval is made.
 
@@ -79,12 +93,14 @@ def sitting_means(samples: Sequence[float], sittings: Sequence[int]) -> list[flo
 def log_mean(samples: Sequence[float], unit: str, method: str, sittings: Sequence[int] | None = None) -> Measurement:
     """Geometric mean of positive samples; the interval is Student's t on their logarithms.
 
-    With ``sittings``, that of each sample, it is of the means of these: ``n`` is how many there were.
+    With ``sittings``, that of each sample, it is of the means of these, and where those of another run would lie
+    (:func:`repeat_interval`): ``n`` is how many there were.
     """
     logs = np.log(np.asarray(samples, dtype=np.float64)).tolist()
     means = logs if sittings is None else sitting_means(logs, sittings)
     value = math.exp(sum(means) / len(means))
-    return Measurement(value=value, unit=unit, n=len(means), ci95=_exp(t_interval(means), value), method=method)
+    ci = t_interval(means) if sittings is None else repeat_interval(means)
+    return Measurement(value=value, unit=unit, n=len(means), ci95=_exp(ci, value), method=method)
 
 
 def log_ratio(

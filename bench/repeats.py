@@ -1,8 +1,8 @@
 """Whether two benches of one machine agree: the same bench again and again, each figure against the run before.
 
 ``python -m greenllm.bench.repeats MODEL... --out DIR [--runs 21] [--energy]``; runs that DIR holds are not made again.
-A figure agrees with the run before where either's value lies in the other's 95 % interval. Of intervals that say no
-more than the spread of one run's mean, 83 in 100 values would: see :mod:`greenllm.bench.measurement`.
+A figure agrees with the run before where either's value lies in the other's 95 % interval: see
+:func:`greenllm.bench.measurement.repeat_interval`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from greenllm.bench.measurement import (
     log_mean,
     log_ratio,
     quotient,
+    repeat_interval,
     sitting_means,
     t_interval,
 )
@@ -108,7 +110,7 @@ def test_tokens_of_a_round_share_its_luck():
 
 def test_means_of_sittings_cover_what_a_drifting_machine_does_on_average():
     """Rounds of one second of a machine that drifts over half a minute, in five sittings a minute apart: their
-    interval covers its mean, and Student's t of the same rounds does not.
+    interval covers its mean nearly always, and Student's t of the same rounds does not.
     """
     spread, keeps = 0.07, math.exp(-1 / 30)
     plain = sitting = 0
@@ -122,7 +124,20 @@ def test_means_of_sittings_cover_what_a_drifting_machine_does_on_average():
         sitting += 1.0 in log_mean(samples, "", "", where)
         plain += 1.0 in log_mean(samples, "", "")
     assert plain / 400 < 0.75
-    assert 0.91 < sitting / 400 < 0.99
+    assert sitting / 400 > 0.96
+
+
+def test_another_run_lies_in_the_interval_of_a_repeat():
+    """Two runs of five sittings each: a mean lies in the other's interval as often as is said."""
+    rng = np.random.default_rng(0)
+    runs = [np.exp(rng.normal(0, 0.05, 5)).tolist() for _ in range(2000)]
+    found = [log_mean(r, "", "", range(5)) for r in runs]
+    there = sum(b.value in a for a, b in itertools.pairwise(found)) / (len(found) - 1)
+    assert 0.935 < there < 0.965
+    mean = [log_mean(r, "", "") for r in runs]
+    assert sum(b.value in a for a, b in itertools.pairwise(mean)) / (len(mean) - 1) < 0.9
+    assert repeat_interval([1.0]) is None
+    assert repeat_interval([2.0, 2.0]) == (2.0, 2.0)
 
 
 def test_a_sitting_counts_once():

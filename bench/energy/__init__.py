@@ -19,7 +19,7 @@ from greenllm.bench.energy.grid import Grid, check_country, countries, grid
 from greenllm.bench.energy.meter import PERIODS, Meter, Ticker
 from greenllm.bench.energy.sci import Embodied, carbon, embodied
 from greenllm.bench.energy.selection import METERS, choose, meters
-from greenllm.bench.measurement import Interval, Measurement, t_interval
+from greenllm.bench.measurement import Interval, Measurement, repeat_interval
 
 __all__ = ["METERS", "Embodied", "Grid", "Idle", "Meter", "Window", "carbon", "check_country", "choose", "countries",
            "embodied", "grid", "meters", "per_query", "shortest", "track", "watch"]  # fmt: skip
@@ -43,8 +43,8 @@ class Window:
         return self.joules / self.seconds
 
     def spread(self) -> Interval | None:
-        """95 % interval of the mean power."""
-        return t_interval(self.watts)
+        """95 % interval of the mean power of another such window."""
+        return repeat_interval(self.watts)
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,6 @@ def _half(ci: Interval | None) -> float | None:
 
 
 def _relative(seconds: list[float]) -> float | None:
-    """Half-width of the mean, over the mean; None where there is no spread to know."""
-    half = _half(t_interval(seconds))
+    """Half-width of the interval of another such mean, over the mean; None where there is no spread to know."""
+    half = _half(repeat_interval(seconds))
     return None if half is None else half / (sum(seconds) / len(seconds))
