@@ -1,8 +1,8 @@
 """Whether two benches of one machine agree: the same bench again and again, each figure against the run before.
 
 ``python -m greenllm.bench.repeats MODEL... --out DIR [--runs 21] [--energy]``; runs that DIR holds are not made again.
-A figure agrees with the run before where either's value lies in the other's 95 % interval: see
-:func:`greenllm.bench.measurement.repeat_interval`.
+Of two runs after each other, the later value should lie in the earlier 95 % interval, and the earlier value in the
+later one, 95 times in 100 each: see :func:`greenllm.bench.measurement.repeat_interval`. Ratios to the first model too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from greenllm.bench import bench
+from greenllm.bench.measurement import Measurement
 from greenllm.bench.results import Results
 from greenllm.bench.session import Effort
 
@@ -41,19 +42,34 @@ def main() -> None:
 
 
 def lines(runs: Sequence[Results]) -> list[str]:
-    """For each model and figure: in how many successive runs it agrees, its spread, and its interval's half-width."""
+    """A line for each model and figure.
+
+    In how many successive runs the later value lies in the earlier interval, and the earlier value in the later one;
+    the intervals' mean half-width, and the spread of the runs.
+    """
     said = []
     for k, row in enumerate(runs[0].rows):
-        for name, first in row.measurements.items():
-            each = [r.rows[k].measurements[name] for r in runs if name in r.rows[k].measurements]
-            if not first.method.startswith(("measured", "estimated")) or any(m.ci95 is None for m in each):
-                continue
-            agree = [b.value in a and a.value in b for a, b in itertools.pairwise(each)]
-            values = np.array([m.value for m in each])
-            spread = values.std(ddof=1) / values.mean()
-            half = np.mean([(m.ci95[1] - m.ci95[0]) / 2 / m.value for m in each if m.ci95])
-            said.append(f"{row.name:12} {name:16} {sum(agree):3} of {len(agree)}  ±{half:.1%}, runs {spread:.1%}")
+        for name in row.measurements:
+            figures = [r.rows[k].measurements.get(name) for r in runs]
+            said += _line(f"{row.name:12} {name:16}", figures, ("measured", "estimated"))
+        for name in row.ratios:
+            figures = [r.rows[k].ratios.get(name) for r in runs]
+            if row.measurements[name].method.startswith(("measured", "estimated")):
+                said += _line(f"{row.name:12} {name + ' ratio':16}", figures, ("",))
     return said
+
+
+def _line(name: str, figures: Sequence[Measurement | None], methods: tuple[str, ...]) -> list[str]:
+    """Nothing where a run has no such figure, or no interval of it, or it is of other methods."""
+    each = [m for m in figures if m is not None and m.ci95 and m.method.startswith(methods)]
+    if len(each) < len(figures):
+        return []
+    pairs = list(itertools.pairwise(each))
+    later, earlier = sum(b.value in a for a, b in pairs), sum(a.value in b for a, b in pairs)
+    values = np.array([m.value for m in each])
+    half = np.mean([(m.ci95[1] - m.ci95[0]) / 2 / m.value for m in each if m.ci95])
+    spread = values.std(ddof=1) / values.mean()
+    return [f"{name} {later:3} and {earlier:3} of {len(pairs)}  ±{half:.1%}, runs {spread:.1%}"]
 
 
 if __name__ == "__main__":
