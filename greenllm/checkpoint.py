@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from greenllm import artifact, captions, merge, source
@@ -35,15 +32,14 @@ from greenllm.kinds import (
     task_of,
 )
 from greenllm.quantize import activations, bnb
-from greenllm.quantize.packed import BITS, Packed, from_gptq
+from greenllm.quantize.packed import Packed
 from greenllm.save import copy_side_files, write_config, write_shards
+from greenllm.stored import MARKS, Shards, line, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
 _HEADS = (["lm_head"], ["proj_out"], ["embed_out"], ["output_projection"], ["decoder"])  # what heads are called
-_MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
@@ -70,12 +66,11 @@ class Checkpoint:
     def __init__(self, path: Path, parents: list[Source] | None = None) -> None:
         self.path = path
         self.parents = parents or []
-        self.config, self.quantization = _read_config(path)
+        self.config, self.quantization = read_config(path)
         self.task = task_of(self.config)
         if self.task == VLM:
             settle_sight(self.config, path)
-        self._mapped: dict[Path, Any] = {}
-        self._where = {name: f for f in source.shard_files(path) for name in _keys(f)}
+        self._shards = Shards(path)
         details = artifact.read(path).manifest.details if artifact.is_artifact(path) else {}
         owners = [self.words if self.task == CAPTIONS else self.config]
         if captions.is_blip(self.config):
@@ -151,7 +146,7 @@ class Checkpoint:
             with init_empty_weights(include_buffers=False):
                 model = build(self.task, copy.deepcopy(config or self.config))
         except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise GreenError(f"{self.path}: transformers cannot build this model: {_line(e)}.") from e
+            raise GreenError(f"{self.path}: transformers cannot build this model: {line(e)}.") from e
         if self.task in SEEING and any("running_mean" in n for n, _ in model.named_buffers()):
             raise GreenError(
                 f"{self.path}: {type(model).__name__} has batch normalization; such networks are not supported yet.",
@@ -183,7 +178,7 @@ class Checkpoint:
         stored = self._stored(name)
         if stored is None:
             raise GreenError(f"{self.path}: the weight {name} is missing from the checkpoint.", "Download it again.")
-        value = self._read(stored)
+        value = self._shards[stored]
         if not value.is_floating_point():
             raise GreenError(f"{self.path}: the weight {stored} holds {value.dtype} without its scales.")
         value = value.float()
@@ -199,8 +194,8 @@ class Checkpoint:
 
     def packed(self) -> Iterator[tuple[str, Packed | bnb.Blockwise]]:
         """Module names and packed weights, one at a time; nothing for a dense checkpoint."""
-        for key in sorted(self._where):
-            for mark in _MARKS:
+        for key in sorted(self._shards):
+            for mark in MARKS:
                 if key.endswith(mark):
                     module = key.removesuffix(mark)
                     yield module, self.read_packed(module)
@@ -215,16 +210,7 @@ class Checkpoint:
         Raises:
             GreenError: its tensors or its entry in ``quantization_config`` do not fit together.
         """
-        config = self.quantization or {}
-        names = _PARTS[config["quant_method"]]
-        parts = {p: self._read(f"{module}.{p}") for p in names if f"{module}.{p}" in self._where}
-        try:
-            if config["quant_method"] == "bitsandbytes":
-                return bnb.unpack(parts)
-            bits, group, symmetric = spec_of(config, module)
-            return from_gptq(parts, bits, group, symmetric=symmetric)
-        except (GreenError, KeyError, RuntimeError) as e:
-            raise GreenError(f"{self.path}: the packed weight {module} is not valid: {_line(e)}") from e
+        return self._shards.packed(self.quantization or {}, module)
 
     def load_model(self) -> PreTrainedModel:
         """The dense model in float32 and eval mode; packed weights are dequantized.
@@ -233,13 +219,9 @@ class Checkpoint:
             GreenError: a weight is missing, of another shape, or not finite.
         """
         model = self.skeleton()
-        # Each opening maps the whole file: with one a weight, pages around each would count twice.
-        self._mapped = {file: safe_open(file, framework="pt") for file in set(self._where.values())}
-        try:
+        with self._shards.mapped():
             for name, _ in list(model.named_parameters()):
                 self.materialize(model, name)
-        finally:
-            self._mapped = {}
         if self.tied:
             model.tie_weights()
         return model
@@ -315,7 +297,7 @@ class Checkpoint:
         names = [module, *([stored.removesuffix(".weight")] if stored else [])]
         if self.tied and module == self.embedding:
             names.append(self.head)
-        return next((n for n in names for mark in _MARKS if f"{n}{mark}" in self._where), None)
+        return next((n for n in names for mark in MARKS if f"{n}{mark}" in self._shards), None)
 
     def _stored(self, name: str) -> str | None:
         """The checkpoint's key of a parameter: as it is, or under another prefix or an old name."""
@@ -323,21 +305,22 @@ class Checkpoint:
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         for candidate in (name, old):
             for key in (candidate, f"{prefix}.{candidate}", candidate.removeprefix(f"{prefix}.")):
-                if key in self._where:
+                if key in self._shards:
                     return key
         if name in captions.BIASES:
-            return next((key for key in captions.BIASES if key in self._where), None)
+            return next((key for key in captions.BIASES if key in self._shards), None)
         return self._renamed.get(name)
 
     def _apart(self) -> bool:
         """Whether the files hold two weights that ought to be one: transformers takes them as they are, as two."""
-        pairs: list[tuple[str | None, ...]] = []
+        pairs: list[tuple[str | None, str | None]] = []
         if captions.is_blip(self.config):
             pairs = list(captions.ONE)
-        elif any(key.split(".")[-2:-1] in _HEADS for key in self._where):
-            pairs = [tuple(self._stored(f"{module}.weight") for module in self._roles)]
-        both = [(a, b) for a, b in pairs if a in self._where and b in self._where]
-        return any(not torch.equal(self._read(a), self._read(b)) for a, b in both)
+        elif any(key.split(".")[-2:-1] in _HEADS for key in self._shards):
+            embedding, head = (self._stored(f"{module}.weight") for module in self._roles)
+            pairs = [(embedding, head)]
+        both = [(a, b) for a, b in pairs if a and b and a in self._shards and b in self._shards]
+        return any(not torch.equal(self._shards[a], self._shards[b]) for a, b in both)
 
     @functools.cached_property
     def _renamed(self) -> dict[str, str]:
@@ -348,59 +331,4 @@ class Checkpoint:
         model = self.skeleton()
         rules = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
         there, prefix = model.state_dict(), model.base_model_prefix
-        return {rename_source_key(k, rules, [], prefix, there)[0]: k for k in self._where}
-
-    def _read(self, key: str) -> Tensor:
-        file = self._where[key]
-        if file in self._mapped:
-            return self._mapped[file].get_tensor(key)
-        with safe_open(file, framework="pt") as f:
-            return f.get_tensor(key)
-
-
-def spec_of(quantization: dict[str, Any], module: str) -> tuple[int, int, bool]:
-    """(bits, group, symmetric) of a module by a GPTQ ``quantization_config`` and its overrides.
-
-    Raises:
-        GreenError: values that no one packs.
-    """
-    spec = dict(quantization)
-    for rule, override in (quantization.get("dynamic") or {}).items():
-        if re.match(rule.removeprefix("+:"), module):
-            spec |= override
-    bits, group = spec.get("bits"), spec.get("group_size")
-    if bits not in BITS or not isinstance(group, int) or (group < 1 and group != -1):
-        raise GreenError(f"quantization_config: {bits} bits in groups of {group} for {module} is nothing known.")
-    return bits, group, bool(spec.get("sym", True))
-
-
-def _read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
-    from transformers import AutoConfig
-
-    file = path / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as e:
-        raise GreenError(
-            f"{file}: transformers knows no such model: {_line(e)}",
-            "Only architectures of the installed transformers are run; a checkpoint's own code never is.",
-        ) from e
-    quantization = raw.get("quantization_config")
-    if quantization is not None and quantization.get("quant_method") not in _PARTS:
-        raise GreenError(
-            f"{file}: weights quantized by {quantization.get('quant_method')!r} are not read here.",
-            "Start from the dense checkpoint, or from one in the layout of GPTQ or bitsandbytes.",
-        )
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config, quantization
-
-
-def _keys(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as f:
-        return list(f.keys())
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        return {rename_source_key(k, rules, [], prefix, there)[0]: k for k in self._shards}
