@@ -19,7 +19,6 @@ from greenllm.blocks import forward, stacks_of
 from greenllm.checkpoint import Checkpoint
 from greenllm.progress import Progress, Silent
 
-_HIDDEN, _SOURCE = "hidden.", "source."
 Batch = dict[str, Tensor]
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # all that a block is called with after its hidden states
 # (block's name, block with its weights in place, a function that runs it over all batches) -> tensors to keep
@@ -36,10 +35,9 @@ class Walk:
         checkpoint: where weights come from.
         batches: model inputs, every one of the same shape; of an encoder-decoder they may differ.
         state: directory for committed work; what lies there is gone on with.
-        source: take the hidden states of the model as it was along, for :meth:`beside`; it has one list of blocks.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batches: list[Batch], state: Path, *, source: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, batches: list[Batch], state: Path) -> None:
         self.checkpoint = checkpoint
         self.batches = batches
         self.state = state
@@ -56,8 +54,6 @@ class Walk:
         self.calls: list[list[Call]] = []  # of each block of the list that is walked, batch by batch
         self.hidden: list[Tensor] = []
         self.ends: list[list[Tensor]] = []  # of each list that was walked: its last hidden states
-        self.source: list[Tensor] | None = [] if source else None
-        self._turn: Callable[[bool], None] | None = None
 
     @torch.no_grad()
     def run(self, visit: Visit, progress: Progress | None = None) -> None:
@@ -76,28 +72,12 @@ class Walk:
             if done < last:
                 self._record(stack)
             if done > first:
-                self.hidden = self._stored(_HIDDEN, min(done, last))
-                if self.source is not None:
-                    self.source = self._stored(_SOURCE, done)
+                self.hidden = self._stored(min(done, last))
             for i in range(max(done, first), last):
                 self._visit(i, self.calls[i - first], visit)
                 progress.advance()
             self.ends.append(self.hidden)
             first = last
-
-    @contextmanager
-    def beside(self, turn: Callable[[bool], None]) -> Iterator[None]:
-        """Inside, a forward pass takes each batch twice; once a block, before its weights change.
-
-        Args:
-            turn: told True before the block gets what the model as it was gives it, False before it gets what the
-                changed blocks before it give.
-        """
-        self._turn = turn
-        try:
-            yield
-        finally:
-            self._turn = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All that was committed, block by block."""
@@ -107,7 +87,6 @@ class Walk:
     def forget(self) -> None:
         """Drop hidden states and weights; :meth:`tensors` needs neither."""
         self.hidden.clear()
-        self.source = None
         self.ends.clear()
         self.model.to("meta")
 
@@ -139,8 +118,6 @@ class Walk:
                 with self._replaced([*self._ended(j), recorders]), _until_stopped():
                     forward(self.model, batch)
                 self.hidden.append(recorders[0].hidden)
-                if self.source is not None:
-                    self.source.append(recorders[0].hidden)
                 for calls, recorder in zip(self.calls, recorders, strict=True):
                     # Texts have one shape and no padding: masks and positions are the same for every batch.
                     calls.append(calls[0] if calls and len(self.stacks) == 1 else recorder.call)
@@ -167,27 +144,23 @@ class Walk:
 
     def _forward(self, block: nn.Module, calls: list[Call], *, keep: bool) -> None:
         for j, (hidden, (args, kwargs)) in enumerate(zip(self.hidden, calls, strict=True)):
-            if self._turn and self.source is not None:
-                self._turn(True)
-                self.source[j] = _states(block(self.source[j], *args, **kwargs))
-                self._turn(False)
             out = block(hidden, *args, **kwargs)
             if keep:
-                self.hidden[j] = _states(out)
+                self.hidden[j] = out[0] if isinstance(out, tuple) else out
 
     def _commit(self, i: int, kept: dict[str, Tensor]) -> None:
         """Block first, then hidden states: either file alone is no progress, both together are."""
         _save({k: v.contiguous() for k, v in kept.items()}, self.state / f"block-{i}.safetensors")
-        states = {f"{_HIDDEN}{j:05d}": h.contiguous() for j, h in enumerate(self.hidden)}
-        states |= {f"{_SOURCE}{j:05d}": h.clone() for j, h in enumerate(self.source or [])}
-        _save(states, self.state / f"hidden-{i + 1}.safetensors")
+        _save(
+            {f"{j:05d}": h.contiguous() for j, h in enumerate(self.hidden)}, self.state / f"hidden-{i + 1}.safetensors"
+        )
         if self.names[i].endswith(".0") and i:
             return  # what the list before ended with is called for again when this one goes on
         (self.state / f"hidden-{i}.safetensors").unlink(missing_ok=True)
 
-    def _stored(self, which: str, done: int) -> list[Tensor]:
+    def _stored(self, done: int) -> list[Tensor]:
         stored = load_file(self.state / f"hidden-{done}.safetensors")
-        return [stored[name] for name in sorted(stored) if name.startswith(which)]
+        return [stored[name] for name in sorted(stored)]
 
     def _resume(self) -> int:
         """The number of blocks that lie committed and whole."""
@@ -263,12 +236,6 @@ def _until_stopped() -> Iterator[None]:
         yield
     except _StopForward:
         return
-
-
-def _states(out: Any) -> Tensor:
-    """The hidden states of what a block returned."""
-    found: Tensor = out[0] if isinstance(out, tuple) else out
-    return found
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -62,18 +62,18 @@ class Moments:
             self._seen.clear()
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, args: self.add(name, args[0])
-
-    def add(self, name: str, x: Tensor) -> None:
-        """Take a layer's inputs."""
-        if name in self.leader and self.leader[name] != name:
-            return
-        if name not in self.leader:
-            same = next((n for n, seen in self._seen if seen is x), None)
-            self.leader[name] = same or name
-            if same:
+        def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            if name in self.leader and self.leader[name] != name:
                 return
-            self._seen.append((name, x))
-            self.H[name] = torch.zeros(x.shape[-1], x.shape[-1])
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
-        self.H[name].addmm_(rows.T, rows)
+            if name not in self.leader:
+                same = next((n for n, seen in self._seen if seen is x), None)
+                self.leader[name] = same or name
+                if same:
+                    return
+                self._seen.append((name, x))
+                self.H[name] = torch.zeros(x.shape[-1], x.shape[-1])
+            rows = x.detach().reshape(-1, x.shape[-1]).float()
+            self.H[name].addmm_(rows.T, rows)
+
+        return add

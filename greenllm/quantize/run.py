@@ -25,7 +25,6 @@ from greenllm.quantize.grid import Grid
 from greenllm.quantize.hqq import hqq
 from greenllm.quantize.linear import Moments, linears, set_weight, weight_of
 from greenllm.quantize.packed import Packed, to_gptq
-from greenllm.quantize.qep import Drift, corrected
 from greenllm.quantize.rtn import round_to_nearest
 from greenllm.quantize.smoothquant import smooth_block
 from greenllm.save import copy_side_files, write_config, write_shards
@@ -51,7 +50,6 @@ class Rounding:
     awq: bool = False
     polish: int = 1
     smooth: float = 0
-    propagate: float = 0
 
     def __call__(self, W: Tensor, H: Tensor | None, grid: Grid) -> Packed:
         """Round W [N, K]; H [K, K] is None for an embedding and where there is no data."""
@@ -171,8 +169,7 @@ class Quantizer:
         """Write a checkpoint in the GPTQ tensor layout into ``out``; returns what the manifest keeps."""
         seen = context.samples() if self.rounding.calibrated or self.watches else _nothing(self.checkpoint)
         given = seen if isinstance(seen, list) else [{self.checkpoint.input: b} for b in batches(seen)]
-        walk = Walk(self.checkpoint, given, context.work, source=self.rounding.propagate > 0)
-        self._beside = walk.beside
+        walk = Walk(self.checkpoint, given, context.work)
         context.progress.stage(f"quantizing {len(walk.blocks)} blocks", len(walk.blocks))
         walk.run(self._block, context.progress)
         copy_side_files(self.checkpoint.path, out)
@@ -184,12 +181,10 @@ class Quantizer:
     def _block(self, name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str, Tensor]:
         layers = {n: m for n, m in linears(block).items() if f"{name}.{n}" in self.grids}
         kept = self._scale(name, block, forward)
-        moments, ranges = Drift(layers) if self.rounding.propagate else Moments(layers), Ranges(layers)
+        moments, ranges = Moments(layers), Ranges(layers)
         with ExitStack() as stack:
             if self.rounding.calibrated:
                 stack.enter_context(moments.watching())
-            if isinstance(moments, Drift):
-                stack.enter_context(self._beside(moments.turn))
             if self.watches:
                 stack.enter_context(ranges.watching())
             if self.rounding.calibrated or self.watches:
@@ -197,8 +192,6 @@ class Quantizer:
         for short, layer in layers.items():
             full, W = f"{name}.{short}", weight_of(layer).contiguous()
             H = moments.of(short) if self.rounding.calibrated else None
-            if isinstance(moments, Drift):
-                W = corrected(W, moments.of(short), moments.drift(short), self.rounding.propagate, self.rounding.damp)
             try:
                 packed = self.rounding(W, H, self.grids[full])
                 if self.watches:

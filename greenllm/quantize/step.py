@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from greenllm.blocks import stacks_of
 from greenllm.checkpoint import Checkpoint
 from greenllm.errors import GreenError
 from greenllm.kinds import VLM, WRITING
@@ -46,9 +45,6 @@ class Quantize:
     act_order: bool = Field(True, description="gptq: round the inputs that matter most first")
     damp: float = Field(0.01, gt=0, le=1, description="gptq: share of the mean diagonal added to the Hessian")
     polish: int = Field(1, ge=0, le=20, description="gptq: turns of solving for scales and improving codes afterwards")
-    propagate: float = Field(
-        0, ge=0, le=1, description="gptq: how much of what blocks before a layer lost it makes up for (QEP's alpha)"
-    )
     parts: str = Field(
         "", description="other bits of what begins with a name, 0 leaves it: model.vision_tower=8 model.projector=0"
     )
@@ -58,17 +54,12 @@ class Quantize:
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration samples."""
-        return self.rounding.calibrated or self.watched
-
-    @property
-    def watched(self) -> bool:
-        """Whether ranges of the inputs are calibrated."""
-        return self.activations in ("static", "symmetric")
+        return self.rounding.calibrated or self.activations in ("static", "symmetric")
 
     @property
     def rounding(self) -> Rounding:
         """How weights are put onto their grids."""
-        return Rounding(self.method, self.damp, self.act_order, self.awq, self.polish, self.smooth, self.propagate)
+        return Rounding(self.method, self.damp, self.act_order, self.awq, self.polish, self.smooth)
 
     def grids(self, checkpoint: Checkpoint) -> Grids:
         """The grid of each module that becomes integers."""
@@ -115,12 +106,6 @@ class Quantize:
             raise GreenError("parts leaves everything as it is.", "Quantize something, or leave the step out.")
         if self.awq and self.smooth:
             raise GreenError("awq and smooth both scale the inputs.", "Choose one of --awq and --smooth.")
-        if self.propagate and (self.method != "gptq" or self.smooth or self.watched):
-            raise GreenError("propagate is for gptq with float inputs and no --smooth.", "Leave out --propagate.")
-        if self.propagate and len(stacks_of(checkpoint.skeleton())) > 1:
-            raise GreenError(
-                f"propagate follows one list of blocks; {checkpoint.path} has several.", "Leave out --propagate."
-            )
         if checkpoint.task in (*WRITING, VLM) and (self.awq or self.smooth or self.activations != "float"):
             raise GreenError(
                 f"Of a model that does {checkpoint.task} weights alone become integers.",
@@ -133,9 +118,6 @@ class Quantize:
         found = estimate(
             checkpoint, (1 + self.awq + (self.smooth > 0)) * tokens * self.calibrated, head=bool(self.head_bits)
         )
-        if self.propagate:  # a third forward pass, over other hidden states
-            found.seconds *= 1.2
-            found.peak_bytes += 8 * min(tokens, MOST_TOKENS) * int(getattr(checkpoint.words, "hidden_size", 0))
         if self.method == "hqq":
             found.seconds += checkpoint.parameters / 5e5
         return found
