@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 from greenllm.bench.latency import Query, Rounds
-from greenllm.bench.measurement import Measurement, counted, t_interval
+from greenllm.bench.measurement import Measurement, counted, repeat_interval
 from greenllm.bench.results import Results
 
 REST = "rest"
 _METHOD = (
     "The seconds in which each part computes are counted inside every query of the speed rounds: its graph's runs, its "
-    "modules' calls in torch; and their share of that query. Means over sittings, with Student's t interval. What is "
-    "in no part, such as choosing tokens, is the rest; a part that no query needs has no time. Size: bytes of the "
+    "modules' calls in torch; and their share of that query. Means over sittings, with the interval of a repeat. What "
+    "is in no part, such as choosing tokens, is the rest; a part that no query needs has no time. Size: bytes of the "
     "weights in its files, and their share of all parts'. Where a decoder has cross attention, its keys and values "
     "belong, size and time, to the encoder's graph, and in torch to the decoder."
 )
@@ -83,7 +83,7 @@ def methods(results: Results) -> dict[str, str]:
 
 def _mean(samples: Sequence[float], unit: str, most: float = math.inf) -> Measurement:
     """The interval ends where the figure cannot lie."""
-    ci = t_interval(samples)
+    ci = repeat_interval(samples)
     inside = None if ci is None else (max(ci[0], 0.0), min(ci[1], most))
     return Measurement(value=sum(samples) / len(samples), unit=unit, n=len(samples), ci95=inside, method=_TIMED)
 

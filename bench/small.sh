@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Cut a fifth, teach it again for an hour, and make it 4 bit; beside the source, the cut alone, and the source in 4 bit.
 #   bench/small.sh CHECKPOINT TEXT DATA [bench options, such as --task arc.jsonl --limit 200]
-# DATA: text to learn from, as greenllm distill takes it; its first file calibrates.
+# DATA: text to learn from, as greenllm distill takes it; its first file calibrates. SMALL, MINUTES, RATE, SAMPLES: where
+# to, and how distill learns.
 set -euo pipefail
 model=$1 text=$2 data=$3
 shift 3

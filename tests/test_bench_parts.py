@@ -95,7 +95,7 @@ def test_a_mean_is_of_sittings_and_no_share_lies_beyond_all():
     share = parts.times(rounds_of(*queries))["a"]["time_share"]
     assert (share.n, share.value) == (3, pytest.approx(100 * (0.99 + 0.999 + 0.95) / 3))
     assert share.ci95[1] == 100
-    half = 4.302653 * np.std([99, 99.9, 95], ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    half = 4.302653 * np.std([99, 99.9, 95], ddof=1) * (2 / 3) ** 0.5  # of a repeat, two degrees of freedom
     assert share.ci95[0] == pytest.approx(share.value - half)
     assert parts.times(rounds_of(queries[0]))["a"]["time_share"].ci95 is None
 

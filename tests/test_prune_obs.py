@@ -79,7 +79,7 @@ def test_every_reader_of_a_unit_counts():
 def test_dead_channels_go_first_and_a_singular_hessian_is_no_error():
     W, H = _reader(4, 8, rows=3)  # rank 3
     H[2], H[:, 2] = 0, 0
-    costs = removal_costs([(W, H)], 8, 4, 0.0)
+    costs = removal_costs([(W, H)], 8, 4, DAMP)
     assert torch.isfinite(costs).all()
     assert costs[2] == costs.min()
     assert float(costs.topk(4).values[-1]) > float(costs.topk(5).values[-1])  # those that stay are set apart

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from greenllm.quantize.gptq import factored
+
 _TURNS = 48
 
 
@@ -21,7 +23,7 @@ def removal_costs(readers: list[tuple[Tensor, Tensor]], units: int, stay: int, d
         readers: of each linear that reads these inputs its weights, float32 [N, K], and X^T X of the inputs, [K, K].
         units: K is a multiple of it.
         stay: how many are to be left.
-        damp: added to the diagonal of H, as a part of its mean; raised tenfold until H can be inverted.
+        damp: added to the diagonal of H, as a part of its mean; raised tenfold until H can be factored.
 
     Returns:
         float32 [units]: of those that go, the squared error of the turn they go in, never less than of one before;
@@ -48,7 +50,8 @@ class Reader:
     """One linear while its inputs go; arguments as of :func:`removal_costs`."""
 
     def __init__(self, W: Tensor, H: Tensor, units: int, damp: float) -> None:
-        self.W, self.Hi, self.units, self.width = W.clone(), _inverse(H, damp), units, len(H) // units
+        _, U = factored(H, torch.arange(len(H)), damp)
+        self.W, self.Hi, self.units, self.width = W.clone(), U.T @ U, units, len(H) // units
 
     def costs(self) -> Tensor:
         """Squared error of taking out each unit alone, [units]; 0 of those that are gone."""
@@ -68,12 +71,3 @@ class Reader:
         self.W[:, at] = 0
         self.Hi[at], self.Hi[:, at] = 0, 0
         self.Hi[at, at] = 1  # so that nothing divides by zero
-
-
-def _inverse(H: Tensor, damp: float) -> Tensor:
-    mean = H.diagonal().mean().clamp_min(1e-12)
-    while True:
-        L, info = torch.linalg.cholesky_ex(H + damp * mean * torch.eye(len(H)))
-        if info == 0:
-            return torch.cholesky_inverse(L)
-        damp = max(10 * damp, 1e-6)

@@ -86,7 +86,7 @@ class Narrowing:
                 modules = self._norms(block) if kind == HIDDEN else list(readers[kind].values())
                 if not modules:
                     raise GreenError(f"{self.checkpoint.path}: nothing in {name} reads its {kind} channels one by one.")
-                for module in modules:
+                for module in modules if kind == HIDDEN or self.damp is None else ():
                     stack.callback(_watch(module, found[f"{i}.{kind}"], reads=kind != HIDDEN).remove)
             if self.damp is not None:
                 stack.enter_context(moments.watching())
