@@ -325,15 +325,15 @@ def test_an_encoder_goes_through_too(tmp_path):
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
     path = make_llama(tmp_path / "m", layers=4)
     whole = pruned(path, tmp_path / "whole", ratio=0.2).path
-    real, count = width.per_unit, [0]
+    real, count = width.removal_costs, [0]
 
-    def failing(x, units):
+    def failing(*of):
         count[0] += 1
         if count[0] == 6:
             raise KeyboardInterrupt
-        return real(x, units)
+        return real(*of)
 
-    monkeypatch.setattr(width, "per_unit", failing)
+    monkeypatch.setattr(width, "removal_costs", failing)
     with pytest.raises(KeyboardInterrupt):
         pruned(path, tmp_path / "cut", ratio=0.2)
     assert not (tmp_path / "cut").exists()
