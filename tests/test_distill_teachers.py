@@ -151,6 +151,6 @@ def test_spans_by_hand():
 
 def test_the_best_of_two_tokenizers_is_seen_a_token_of_the_students():
     said = SimpleNamespace(own=torch.full((1, 3, 4), 0.0), spans=torch.tensor([[-0.1, -0.1]]))
-    teachers = Teachers([Teacher("own", None), Teacher("other", None, spans=0)], "best")
+    teachers = Teachers([Teacher("own", None), Teacher("other", None, reads=0)], "best")
     shares = teachers.shares([said.own, said.spans], batch_of(torch.tensor([[0, 1, 2]])))
     assert shares.tolist() == [[0], [1]]  # 0.1 nats a token against ln 4

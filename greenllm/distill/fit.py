@@ -6,22 +6,24 @@ import torch
 
 from greenllm.checkpoint import Checkpoint
 from greenllm.distill.pupil import Lesson
+from greenllm.distill.subset import first_pieces
 from greenllm.distill.teachers import Teacher
 from greenllm.distill.vocabulary import Tokenizer, differences, numbers, tokenizer_of
 from greenllm.errors import GreenError
-from greenllm.kinds import CLASSIFICATION, FEATURES
+from greenllm.kinds import CLASSIFICATION, FEATURES, GENERATION
 from greenllm.progress import Progress
 
 
 def introduce(
-    student: Checkpoint, ours: Tokenizer, teachers: list[Teacher], *, labels: bool, progress: Progress
+    student: Checkpoint, ours: Tokenizer, teachers: list[Teacher], lesson: Lesson, *, labels: bool, progress: Progress
 ) -> None:  # fmt: skip
     """Find out how each teacher reads the student's tokens, and note it there.
 
     Args:
         student: its checkpoint.
         ours: its tokenizer.
-        teachers: ``numbers`` and ``spans`` are filled in.
+        teachers: ``numbers``, ``reads`` and ``firsts`` are filled in.
+        lesson: hidden states and attention are those of the student's tokens.
         labels: whether classes are learned.
         progress: told of teachers with other tokenizers.
 
@@ -40,7 +42,11 @@ def introduce(
             if task in (CLASSIFICATION, FEATURES):
                 raise _other(teacher, ours, theirs, task)
             progress.note(f"{teacher.name} has another tokenizer: compared over aligned pieces of text.")
-            teacher.spans, others = others, others + 1
+            teacher.reads, others = others, others + 1
+            continue
+        if task == GENERATION and len(found) < len(theirs.get_vocab()) and not lesson.inside:
+            teacher.reads, others = others, others + 1
+            teacher.numbers, teacher.firsts = found, first_pieces(ours, theirs, found)
             continue
         in_place = bool((found == torch.arange(len(found))).all())
         as_wide = labels or task == FEATURES or student.config.vocab_size == teacher.checkpoint.config.vocab_size
@@ -53,12 +59,11 @@ def refuse(student: Checkpoint, teachers: list[Teacher], lesson: Lesson, *, labe
     Raises:
         GreenError: the first thing found.
     """
-    inside = bool(lesson.hidden or lesson.attention)
-    other = next((t for t in teachers if t.spans is not None), None)
-    if other and inside:
+    other = next((t for t in teachers if not t.kin), None)
+    if other and lesson.inside:
         theirs = tokenizer_of(other.checkpoint.path)
         raise _other(other, tokenizer_of(student.path), theirs, "hidden states and attention")
-    if cached and (inside or other):
+    if cached and (lesson.inside or other):
         raise GreenError(
             "A cache has predictions over the student's tokens alone.",
             "Leave out --cache; or --hidden, --attention, and teachers with other tokenizers.",

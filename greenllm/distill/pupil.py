@@ -31,7 +31,12 @@ class Lesson:
     @property
     def taught(self) -> bool:
         """Whether a teacher is needed."""
-        return bool(self.logits or self.hidden or self.attention)
+        return bool(self.logits or self.inside)
+
+    @property
+    def inside(self) -> bool:
+        """Whether a teacher's layers are looked at."""
+        return bool(self.hidden or self.attention)
 
 
 class Pupil(nn.Module):

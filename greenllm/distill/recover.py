@@ -20,20 +20,20 @@ _PATTERN = "rank_pattern"
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-def adapt(student: Any, what: What, rank: int, steps: int, *, classifier: bool, seed: int) -> Any:
-    """The student with adapters on all linear layers of its blocks.
+def hold_still(student: Any, what: What) -> None:
+    """Let what reads and writes tokens not learn where but "blocks" do: a cut that kept it has nothing to heal there."""
+    for table in (student.get_input_embeddings(), student.get_output_embeddings()) if what == "blocks" else ():
+        if table is not None:
+            table.requires_grad_(requires_grad=False)
 
-    "all" is the student itself, all of it learning, and "blocks" the same but for what reads and writes tokens: a cut
-    that kept these has nothing to heal there.
+
+def adapt(student: Any, what: What, rank: int, steps: int, *, classifier: bool, seed: int) -> Any:
+    """The student with adapters on all linear layers of its blocks; where no adapters learn, itself.
 
     Raises:
         GreenError: peft is not installed, the student is sparse, or there are too few steps for AdaLoRA.
     """
     if what in ("all", "blocks"):
-        student.requires_grad_()
-        for table in (student.get_input_embeddings(), student.get_output_embeddings()) if what == "blocks" else ():
-            if table is not None:
-                table.requires_grad_(requires_grad=False)
         return student
     if sparse(student):
         raise GreenError("Adapters would fill the zeros of a sparse student.", "Leave out --train.")

@@ -57,8 +57,9 @@ class School:
     def introduce(self, *, cached: bool) -> None:
         """Find out how each teacher reads the student's tokens; see :func:`greenllm.distill.fit.introduce`."""
         ours = tokenizer_of(self.tokenizer_path)
-        fit.introduce(self.checkpoint, ours, self.teachers.all, labels=bool(self.texts.labels), progress=self.progress)
-        fit.refuse(self.checkpoint, self.teachers.all, self.lesson, labels=bool(self.texts.labels), cached=cached)
+        labels, all_of = bool(self.texts.labels), self.teachers.all
+        fit.introduce(self.checkpoint, ours, all_of, self.lesson, labels=labels, progress=self.progress)
+        fit.refuse(self.checkpoint, all_of, self.lesson, labels=labels, cached=cached)
 
     def samples(self) -> Samples:
         """Rows, made on first use."""
@@ -105,7 +106,10 @@ class School:
         n = self.teachers.all[0].numbers
         outputs = len(rows.classes) or (int(self.checkpoint.config.vocab_size) if n is None else len(n))
         identity = cache.Identity(
-            teachers=[f"{_hash(t.checkpoint)} {t.weight:.6g} {self.teachers.choose}" for t in self.teachers.all],
+            teachers=[
+                f"{_hash(t.checkpoint)} {t.weight:.6g} {self.teachers.choose}{' reads its own tokens' * (t.reads is not None)}"
+                for t in self.teachers.all
+            ],
             samples=cache.digest(everything["input_ids"]), rows=len(everything["row"]), outputs=outputs,
             places=[] if rows.classes else [width], top=min(top, outputs), temperature=self.lesson.temperature,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greenllm import artifact
 from greenllm.checkpoint import Checkpoint
-from greenllm.distill import augment, data, labelled, spans
+from greenllm.distill import augment, data, labelled, spans, subset
 from greenllm.distill.data import Batch
 from greenllm.distill.teachers import Teacher
 from greenllm.distill.vocabulary import Tokenizer, tokenizer_of
@@ -77,13 +77,13 @@ def of_texts(
         count, made = len(both[0]), len(noisy) - len(both[0])
         progress.note(f"{made} of {count} windows have a disturbed copy that is as long.")
         both = noisy, both[1]
-    others = [t for t in teachers if t.spans is not None]
-    learn, judge = (_with_spans(tokenizer, ids, others) for ids in both)
+    learn, judge = (_as_read(tokenizer, _with_spans(tokenizer, ids, teachers), teachers) for ids in both)
     return Samples(learn, judge, [])
 
 
-def _with_spans(tokenizer: Tokenizer, ids: Tensor, others: list[Teacher]) -> Batch:
+def _with_spans(tokenizer: Tokenizer, ids: Tensor, teachers: list[Teacher]) -> Batch:
     """Windows as they are; or tokenized anew by the student and others, with the pieces of text they share."""
+    others = [t for t in teachers if not t.kin]
     if not others:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     found = Batch()
@@ -91,8 +91,18 @@ def _with_spans(tokenizer: Tokenizer, ids: Tensor, others: list[Teacher]) -> Bat
     for teacher in others:
         made = spans.encode(words, tokenizer, tokenizer_of(teacher.checkpoint.path), ids.shape[1])
         found |= {k: made.pop(k) for k in ("input_ids", "attention_mask")}
-        found |= {f"{k}.{teacher.spans}": v for k, v in made.items()}
+        found |= {f"{k}.{teacher.reads}": v for k, v in made.items()}
     return found
+
+
+def _as_read(tokenizer: Tokenizer, batch: Batch, teachers: list[Teacher]) -> Batch:
+    """With the tokens of teachers that know all the student's, and more."""
+    for teacher in teachers:
+        if teacher.firsts is not None and teacher.numbers is not None:
+            theirs = tokenizer_of(teacher.checkpoint.path)
+            made = subset.encode(batch["input_ids"], batch["attention_mask"], tokenizer, theirs, teacher.numbers)
+            batch = batch | {f"{k}.{teacher.reads}": v for k, v in made.items()}
+    return batch
 
 
 def of_labels(

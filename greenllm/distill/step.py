@@ -208,6 +208,7 @@ class Distill:
         """Rows, the pupil with its adapters, and the number of steps with the loss before them."""
         rows = school.samples()
         pupil = school.pupil(rows, self.layers, self.cache, self.top)
+        recover.hold_still(pupil.student, self.train)
         plan = remembered(
             school.work,
             lambda: {"steps": self._steps(pupil, rows, school), "before": measure(pupil, rows.judge, school.dtype)},
@@ -221,7 +222,7 @@ class Distill:
         if not self.minutes:
             return self.steps or max(1, math.ceil(len(rows.learn["row"]) * self.epochs / self.rows))
         one = self.accumulate * seconds_of_a_pass(pupil, rows.learn, self.rows // self.accumulate, school.dtype)
-        one += sum(p.numel() for p in pupil.parameters()) / 1e9  # the update itself
+        one += sum(p.numel() for p in pupil.parameters() if p.requires_grad) / 1e9  # the update itself
         return max(1, int(60 * self.minutes / one))
 
     def _train(self, school: School, rows: Samples, pupil: Pupil, steps: int) -> dict[str, Any]:

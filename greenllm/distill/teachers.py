@@ -2,7 +2,8 @@
 
 The weighted mean of distributions: You et al., 2017, "Learning from Multiple Teacher Networks", KDD, section 3.1.
 The teacher of the lowest loss on a sample: FuseLLM, Wan et al., 2024, arXiv:2401.10491, section 3.3 (MinCE). Teachers
-with the student's tokenizer are joined token by token; one with another is compared through text (:mod:`.spans`).
+with the student's tokens, or more (:mod:`.subset`), are joined token by token; one with others is compared through text
+(:mod:`.spans`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from greenllm.checkpoint import Checkpoint
 from greenllm.distill.data import Batch
 from greenllm.distill.divergence import log_probabilities
 from greenllm.distill.spans import likelihoods
+from greenllm.distill.subset import over_students
 
 Choose = Literal["average", "best"]
 _NONE = 1e-20  # a share of nothing, whose logarithm is finite
@@ -32,7 +34,8 @@ class Teacher:
         weight: its part of the sum of all weights.
         numbers: its number of each of the student's tokens, int64 [tokens]; None where it reads the student's own,
             and where it has another tokenizer.
-        spans: which of the other tokenizations in a batch is its own; None if it has the student's.
+        reads: which of the other tokenizations in a batch it reads; None if the student's.
+        firsts: the student's first piece of each of its tokens, where it knows all the student's and reads its own.
         model: with weights, in eval mode, where it is needed.
     """
 
@@ -40,15 +43,21 @@ class Teacher:
     checkpoint: Checkpoint
     weight: float = 1.0
     numbers: Tensor | None = None
-    spans: int | None = None
+    reads: int | None = None
+    firsts: Tensor | None = None
     model: Any = field(default=None, repr=False)
+
+    @property
+    def kin(self) -> bool:
+        """Whether it knows all the student's tokens: its predictions can be said in these."""
+        return self.reads is None or self.firsts is not None
 
     @torch.no_grad()
     def outputs(self, batch: Batch, **options: bool) -> Any:
         """What transformers' model returns for the rows of a batch."""
-        if self.spans is not None:
+        if self.reads is not None:
             return self.model(
-                input_ids=batch[f"their_ids.{self.spans}"], attention_mask=batch[f"their_mask.{self.spans}"]
+                input_ids=batch[f"their_ids.{self.reads}"], attention_mask=batch[f"their_mask.{self.reads}"]
             )
         ids = (
             batch["input_ids"]
@@ -58,9 +67,13 @@ class Teacher:
         more = {k: batch[k] for k in ("token_type_ids",) if k in batch}
         return self.model(input_ids=ids, attention_mask=batch["attention_mask"], **more, **options)
 
-    def logits(self, outputs: Any) -> Tensor:
-        """Its predictions over the student's tokens, or its classes."""
+    @torch.no_grad()
+    def logits(self, outputs: Any, batch: Batch) -> Tensor:
+        """Its predictions over the student's tokens at the student's places, or of its classes."""
         found: Tensor = outputs[0]
+        if self.firsts is not None and self.numbers is not None:
+            numbers, firsts = self.numbers.to(found.device), self.firsts.to(found.device)
+            return over_students(found, numbers, firsts, batch[f"places.{self.reads}"], batch["input_ids"])
         of_tokens = self.numbers is not None and found.dim() > 2  # noqa: PLR2004 - [B, T, V]; classes are [B, C]
         return found[..., self.numbers.to(found.device)] if of_tokens else found  # type: ignore[union-attr]
 
@@ -78,7 +91,7 @@ class Answer:
 
     log_p: Tensor | None
     part: Tensor
-    spans: list[tuple[int, Tensor, Tensor]]
+    spans: list[tuple[int | None, Tensor, Tensor]]
     first: Any
 
 
@@ -98,12 +111,12 @@ class Teachers:
         if states:
             return Answer(None, torch.zeros(len(batch["input_ids"])), [], outputs[0])
         said = [
-            t.logits(o) if t.spans is None else _pieces(t.spans, o[0], batch)
+            t.logits(o, batch) if t.kin else _pieces(t.reads, o[0], batch)
             for t, o in zip(self.all, outputs, strict=True)
         ]
         shares = self.shares(said, batch)
-        kin = [i for i, t in enumerate(self.all) if t.spans is None]
-        spans = [(t.spans, said[i], shares[i]) for i, t in enumerate(self.all) if t.spans is not None]
+        kin = [i for i, t in enumerate(self.all) if t.kin]
+        spans = [(t.reads, said[i], shares[i]) for i, t in enumerate(self.all) if not t.kin]
         log_p = mixture([said[i] for i in kin], shares[kin], temperature) if kin else None
         return Answer(log_p, shares[kin].sum(0), spans, outputs[0])
 
@@ -117,7 +130,7 @@ class Teachers:
 
     def _loss(self, teacher: Teacher, said: Tensor, batch: Batch) -> Tensor:
         """In nats a token of the student, so that tokenizers can be compared, [B]."""
-        if teacher.spans is None:
+        if teacher.kin:
             return own_loss(said, batch)
         return -said.sum(-1) / batch["attention_mask"][:, 1:].sum(-1).clamp_min(1)
 
@@ -150,13 +163,13 @@ def own_loss(logits: Tensor, batch: Batch) -> Tensor:
     return (token * mask).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
-def pieces_of(batch: Batch, which: int) -> tuple[Tensor, int]:
+def pieces_of(batch: Batch, which: int | None) -> tuple[Tensor, int]:
     """The piece of text of each of the student's tokens, [B, T], and how many pieces there may be."""
     ours = batch[f"pieces.{which}"]
     return ours, int(ours.max()) + 1
 
 
-def _pieces(which: int, logits: Tensor, batch: Batch) -> Tensor:
+def _pieces(which: int | None, logits: Tensor, batch: Batch) -> Tensor:
     count = pieces_of(batch, which)[1]
     theirs = batch[f"their_pieces.{which}"]
     return likelihoods(logits, batch[f"their_ids.{which}"], torch.where(theirs < count, theirs, -1), count)
