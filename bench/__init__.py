@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from greenllm.artifact import Artifact, versions
+from greenllm.bench import drift, fidelity, payback, protocol, texts
 from greenllm.bench import energy as meters
-from greenllm.bench import fidelity, payback, protocol, texts
 from greenllm.bench.batches import check as check_batches
 from greenllm.bench.lengths import check as check_lengths
 from greenllm.bench.measure import Asked, Spent, harness, measure
@@ -22,6 +22,7 @@ from greenllm.bench.tasks import public, read_all, robust, toxicity
 from greenllm.callable import make_callable
 from greenllm.errors import GreenError
 from greenllm.progress import Progress, Silent
+from greenllm.source import cache_dir
 
 __all__ = ["EFFORTS", "METRICS", "Effort", "Measurement", "Results", "Row", "bench"]
 
@@ -153,6 +154,7 @@ def bench(
             settings={"effort": effort if isinstance(effort, str) else "own", "threads": threads, "batch": 1, **found}
             | ({"robustness": robust.left_out(own, wanted, disturbed)} if wanted else {}),
         )
+    drift.widen(results, cache_dir() / "benches.jsonl", told)
     payback.fill(results, grid.grams_per_kwh if grid else None)
     results.requirements = decide(results, limits)
     results.methods, results.caveats = protocol.methods(results), protocol.caveats(results)

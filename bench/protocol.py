@@ -52,11 +52,9 @@ def methods(results: Results) -> dict[str, str]:
     found["Speed"] = (
         "Every model runs in a process of its own and they take turns, there and back, so that drift hits "
         f"all alike; in sittings spread over the bench. It ended {s['rounds']}. Speeds are geometric means over "
-        "sittings, and the interval is Student's t on their means: it holds what the machine did meanwhile, not what "
-        "it does on another day. Ratios are paired round by round. A percentile of single tokens or texts is taken in "
-        "each round; where rounds are too short for it, it is of all of them together and has no interval."
-        + (reading.METHOD if "texts" in s else "")
-        + _limits(s)
+        f"sittings, and the interval is Student's t on their means, {_earlier(s)}. Ratios are paired round by round. "
+        "A percentile of single tokens or texts is taken in each round; where rounds are too short for it, it is of "
+        "all of them together and has no interval." + (reading.METHOD if "texts" in s else "") + _limits(s)
     )
     found |= parts.methods(results)
     if any(row.batches for row in results.rows):
@@ -71,6 +69,13 @@ def methods(results: Results) -> dict[str, str]:
         found["Payback"] = _payback()
     found["Verdict"] = "Better or worse is said only where the 95 % interval of the ratio leaves out 1; else undecided."
     return found
+
+
+def _earlier(s: dict[str, Any]) -> str:
+    """What the intervals hold of how the machine moves between benches."""
+    if used := s.get("earlier"):
+        return f"or, where that is wider, how this machine's earlier benches of the same work differed ({used} repeats)"
+    return "for where another run would lie: it holds what the machine did meanwhile, not what it does on another day"
 
 
 def _limits(s: dict[str, Any]) -> str:

@@ -145,7 +145,7 @@ def _nearest(name: str) -> str:
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept: ``$GREENLLM_CACHE`` or ``~/.cache/greenllm``."""
+    """Where converted models and figures of benches are kept: ``$GREENLLM_CACHE`` or ``~/.cache/greenllm``."""
     return Path(os.environ.get("GREENLLM_CACHE", Path.home() / ".cache" / "greenllm"))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +22,10 @@ FUSED = 4 + OLD  # matrices of an exported block: q, k and v are one; so are gat
 SHARED = Path(os.environ.get("GREENLLM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MODELS = Path.home() / ".cache" / "greenllm-models"
 
+CACHE = tempfile.mkdtemp(prefix="greenllm-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+os.environ["GREENLLM_CACHE"] = CACHE  # nothing that a user's benches found, and nothing into it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each of two workers on two cores
 
@@ -30,6 +36,12 @@ def _threads():
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def _no_earlier_benches():
+    """Intervals are those of a bench alone."""
+    Path(CACHE, "benches.jsonl").unlink(missing_ok=True)
 
 
 def edit(file, **values):

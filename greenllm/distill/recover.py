@@ -21,7 +21,7 @@ _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def hold_still(student: Any, what: What) -> None:
-    """Let what reads and writes tokens not learn where but "blocks" do: a cut that kept it has nothing to heal there."""
+    """Where but "blocks" learn, keep what reads and writes tokens: a cut that spared it has nothing to heal there."""
     for table in (student.get_input_embeddings(), student.get_output_embeddings()) if what == "blocks" else ():
         if table is not None:
             table.requires_grad_(requires_grad=False)

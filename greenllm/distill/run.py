@@ -106,10 +106,7 @@ class School:
         n = self.teachers.all[0].numbers
         outputs = len(rows.classes) or (int(self.checkpoint.config.vocab_size) if n is None else len(n))
         identity = cache.Identity(
-            teachers=[
-                f"{_hash(t.checkpoint)} {t.weight:.6g} {self.teachers.choose}{' reads its own tokens' * (t.reads is not None)}"
-                for t in self.teachers.all
-            ],
+            teachers=[f"{_known_by(t)} {self.teachers.choose}" for t in self.teachers.all],
             samples=cache.digest(everything["input_ids"]), rows=len(everything["row"]), outputs=outputs,
             places=[] if rows.classes else [width], top=min(top, outputs), temperature=self.lesson.temperature,
         )  # fmt: skip
@@ -163,7 +160,8 @@ def _joined(learn: Batch, judge: Batch) -> Batch:
     return found
 
 
-def _hash(checkpoint: Checkpoint) -> str:
-    """Of a checkpoint's files."""
-    files = artifact.hash_files(checkpoint.path)
-    return hashlib.sha256(json.dumps({n: f.sha256 for n, f in files.items()}).encode()).hexdigest()[:16]
+def _known_by(teacher: Teacher) -> str:
+    """A hash of its files, its weight, and whether it reads its own tokens."""
+    files = artifact.hash_files(teacher.checkpoint.path)
+    found = hashlib.sha256(json.dumps({n: f.sha256 for n, f in files.items()}).encode()).hexdigest()[:16]
+    return f"{found} {teacher.weight:.6g}" + (" by its own tokens" if teacher.firsts is not None else "")

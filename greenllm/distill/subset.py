@@ -8,6 +8,7 @@ own loss: over many texts it teaches the same mixture of "that word goes on" and
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -111,7 +112,5 @@ def _read(teacher: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 def _left(tokens: list[str]) -> list[int]:
     """How many characters come after each."""
-    found, left = [], sum(map(len, tokens))
-    for token in tokens:
-        found.append(left := left - len(token))
-    return found
+    ends = list(itertools.accumulate(map(len, tokens)))
+    return [ends[-1] - end for end in ends]

@@ -1,0 +1,146 @@
+"""How far a machine's figures move from one bench to the next, as its earlier benches show.
+
+What holds a machine for minutes (other guests, heat, where memory lies) is the same in all sittings of a bench, so
+these cannot tell of it; only other benches of the same work can. Each bench adds its figures to a file of this machine.
+For each kind of figure the relative spread of repeats is pooled over all work that was repeated, and the interval of a
+new figure is at least where another bench would lie by that: Student's t times the root of two times the spread (Hahn
+& Meeker, "Statistical Intervals", 1991, section 4.7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from greenllm import artifact
+from greenllm.bench.measurement import Interval, Measurement
+from greenllm.bench.results import METRICS, Results, Row
+from greenllm.progress import Progress
+
+_OF = ("Speed", "Energy")  # groups of figures that a machine moves; quality and size stay
+_LEAST = 4  # degrees of freedom, below which a spread is not yet known
+_KEPT = 500  # benches
+# settings that a figure depends on
+_WORK = ("threads", "batch", "prompt_tokens", "answer_tokens", "query", "meter", "grid_g_per_kwh", "embodied_kg",
+         "lifetime_years", "effort")  # fmt: skip
+_RATIO, _PART = " ratio", " of a part"
+_OF_PARTS = ("time", "time_share", "energy", "energy_share")
+
+Figures = dict[str, dict[str, float]]  # value by kind of figure, and by what did what work
+
+
+def widen(results: Results, file: Path, progress: Progress) -> None:
+    """Widen intervals to what this machine's earlier benches show, and add these figures to them.
+
+    Args:
+        results: its figures are changed in place; the setting "earlier" says how many repeats were counted.
+        file: one bench a line; lines that are damaged do not count.
+        progress: told where the file cannot be written, which costs these figures nothing.
+    """
+    mine = _figures(results)
+    known = [*map(_read, _kept(file, json.dumps(mine), progress)), mine]
+    spreads = {kind: _spread(f.get(kind, {}) for f in known) for kind in mine}
+    used = 0
+    for row in results.rows:
+        for figures, kind, _ in _groups(row):
+            for name in figures:
+                spread, df = spreads.get(name + kind, (0.0, 0))
+                if df >= _LEAST and _moves(name, kind):
+                    figures[name], used = _at_least(figures[name], spread, df), max(used, df)
+    results.settings["earlier"] = used
+
+
+def _kept(file: Path, mine: str, progress: Progress) -> list[str]:
+    """The lines of the file, to which one is added."""
+    lines = list[str]()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+            artifact.write_atomic(file, "\n".join([*lines, mine][-_KEPT:]) + "\n")
+    except OSError as e:
+        progress.note(f"{file} cannot be written ({e.strerror}): later benches will not know of this one.")
+    return lines
+
+
+def _read(line: str) -> Figures:
+    """The figures of a line; none if it is damaged."""
+    try:
+        found: Figures = json.loads(line)
+        whole = all(math.isfinite(v) for of in found.values() for v in of.values())
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return found if whole else {}
+
+
+def _figures(results: Results) -> Figures:
+    """Every figure that has an interval and that a machine moves."""
+    found: Figures = {}
+    base = _work(results, results.rows[0])
+    for row in results.rows:
+        mine = f"{_work(results, row)} {base}"
+        for figures, kind, which in _groups(row):
+            for name, figure in figures.items():
+                if figure.ci95 and _moves(name, kind):
+                    found.setdefault(name + kind, {})[mine + which] = figure.value
+    return found
+
+
+def _groups(row: Row) -> Iterator[tuple[dict[str, Measurement], str, str]]:
+    """Figures of a row by their names, what kind of them these are, and which."""
+    yield row.measurements, "", ""
+    yield row.ratios, _RATIO, ""
+    for part, figures in row.parts.items():
+        yield figures, _PART, f" {part}"
+
+
+def _moves(name: str, kind: str) -> bool:
+    return name in _OF_PARTS if kind == _PART else name in METRICS and METRICS[name].group in _OF
+
+
+def _work(results: Results, row: Row) -> str:
+    """What did what work on which machine, as a hash."""
+    here, disk = results.machine, row.measurements.get("disk")
+    said = [
+        here.cpu, here.cores, here.memory_bytes, here.system, results.versions, row.path, row.runner,
+        row.provenance.model_dump(mode="json"), disk.value if disk else 0, [results.settings.get(k) for k in _WORK],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _spread(benches: Iterable[dict[str, float]]) -> tuple[float, int]:
+    """Relative standard deviation of repeats, pooled over what was repeated, and its degrees of freedom."""
+    repeats: dict[str, list[float]] = {}
+    for bench in benches:
+        for of, value in bench.items():
+            repeats.setdefault(of, []).append(value)
+    squares, df = 0.0, 0
+    for values in repeats.values():
+        x = np.asarray(values)
+        if len(x) > 1 and (mean := x.mean()):
+            squares, df = squares + float(np.square(x / mean - 1).sum()), df + len(x) - 1
+    return (math.sqrt(squares / df), df) if df else (0.0, 0)
+
+
+def _at_least(figure: Measurement, spread: float, df: int) -> Measurement:
+    """The figure with the wider of its interval and that of another bench."""
+    from scipy import stats
+
+    if figure.ci95 is None:
+        return figure
+    reach = float(stats.t.ppf(0.975, df)) * math.sqrt(2) * spread
+    low, high = figure.ci95
+    other = _around(figure.value, reach, positive=low > 0)
+    return figure.model_copy(update={"ci95": (min(low, other[0]), max(high, other[1]))})
+
+
+def _around(value: float, reach: float, *, positive: bool) -> Interval:
+    if positive:
+        return value / (1 + reach), value * (1 + reach)
+    return value - abs(value) * reach, value + abs(value) * reach
