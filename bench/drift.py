@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -43,15 +44,16 @@ def widen(results: Results, file: Path, progress: Progress) -> None:
         file: one bench a line; lines that are damaged do not count.
         progress: told where the file cannot be written, which costs these figures nothing.
     """
-    mine = _figures(results)
-    known = [*map(_read, _kept(file, json.dumps(mine), progress)), mine]
+    machine, mine = _hash(results.machine.model_dump(exclude={"load"})), _figures(results)
+    line = json.dumps({"machine": machine, "figures": mine})
+    known = [*(_read(kept, machine) for kept in _kept(file, line, progress)), mine]
     spreads = {kind: _spread(f.get(kind, {}) for f in known) for kind in mine}
     used = 0
     for row in results.rows:
         for figures, kind, _ in _groups(row):
             for name in figures:
                 spread, df = spreads.get(name + kind, (0.0, 0))
-                if df >= _LEAST and _moves(name, kind):
+                if df >= _LEAST and math.isfinite(spread) and _moves(name, kind):
                     figures[name], used = _at_least(figures[name], spread, df), max(used, df)
     results.settings["earlier"] = used
 
@@ -64,19 +66,20 @@ def _kept(file: Path, mine: str, progress: Progress) -> list[str]:
         with FileLock(f"{file}.lock"):
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
             artifact.write_atomic(file, "\n".join([*lines, mine][-_KEPT:]) + "\n")
-    except OSError as e:
-        progress.note(f"{file} cannot be written ({e.strerror}): later benches will not know of this one.")
+    except (OSError, NotImplementedError) as e:  # the latter: a file system without locks
+        progress.note(f"{file} cannot be written ({e}): later benches will not know of this one.")
     return lines
 
 
-def _read(line: str) -> Figures:
-    """The figures of a line; none if it is damaged."""
+def _read(line: str, machine: str) -> Figures:
+    """The figures of a line; none if it is damaged, or another machine's that shares the file."""
     try:
-        found: Figures = json.loads(line)
-        whole = all(math.isfinite(v) for of in found.values() for v in of.values())
-    except (ValueError, TypeError, AttributeError):
+        said = json.loads(line)
+        found: Figures = said["figures"]
+        good = said["machine"] == machine and all(math.isfinite(v) for of in found.values() for v in of.values())
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         return {}
-    return found if whole else {}
+    return found if good else {}
 
 
 def _figures(results: Results) -> Figures:
@@ -105,12 +108,13 @@ def _moves(name: str, kind: str) -> bool:
 
 
 def _work(results: Results, row: Row) -> str:
-    """What did what work on which machine, as a hash."""
-    here, disk = results.machine, row.measurements.get("disk")
-    said = [
-        here.cpu, here.cores, here.memory_bytes, here.system, results.versions, row.path, row.runner,
-        row.provenance.model_dump(mode="json"), disk.value if disk else 0, [results.settings.get(k) for k in _WORK],
-    ]  # fmt: skip
+    """What did what work."""
+    disk, made = row.measurements.get("disk"), row.provenance.model_dump(mode="json")
+    settings = [results.settings.get(k) for k in _WORK]
+    return _hash([results.versions, row.path, row.runner, made, disk.value if disk else 0, settings])
+
+
+def _hash(said: Any) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -19,10 +19,10 @@ def figure(value, half=0.01, unit="tokens/s"):
     return Measurement(value=value, unit=unit, n=5, ci95=(value - half, value + half), method="measured:clock")
 
 
-def bench(value, half=0.01, *, path="m", threads=2, **more):
+def bench(value, half=0.01, *, path="m", threads=2, cpu="x", **more):
     """A bench of one model."""
     figures = {"decode": figure(value, half), "perplexity": figure(9.0, unit=""), "disk": counted(5, "MB")} | more
-    machine = Machine(cpu="x", cores=1, memory_bytes=1, system="s")
+    machine = Machine(cpu=cpu, cores=1, memory_bytes=1, system="s")
     rows = [Row(name="m", path=path, runner="genai", measurements=figures)]
     settings = {"threads": threads}
     return Results(created="", baseline="m", rows=rows, machine=machine, versions={}, settings=settings)
@@ -70,6 +70,13 @@ def test_repeats_of_any_work_tell_of_all_but_only_with_themselves(tmp_path):
     assert decode(widened(tmp_path / "h", *other)) == (149.99, 150.01)
 
 
+def test_what_another_machine_did_tells_nothing_of_this_one(tmp_path):
+    widened(tmp_path / "f", *(bench(100 + 5 * (i % 2)) for i in range(8)))
+    found = widened(tmp_path / "f", bench(100, cpu="y"))
+    assert decode(found) == (99.99, 100.01)
+    assert found.settings["earlier"] == 0
+
+
 def test_ratios_and_parts_are_widened_by_their_own(tmp_path):
     for i in range(8):
         found = bench(100)
@@ -92,13 +99,17 @@ def test_what_may_be_negative_is_widened_to_both_sides(tmp_path):
 
 def test_damaged_lines_do_not_count_and_the_file_does_not_grow_forever(tmp_path, monkeypatch):
     file = tmp_path / "f"
-    lines = ["{", "[]", '{"decode": 3}', '{"decode": {"a": NaN}}', '{"decode": {"a": "x"}}', "null", "3", "\x00"]
+    widened(file, bench(1))
+    machine = json.loads(file.read_text())["machine"]
+    bad = ["3", '{"a": NaN}', '{"a": "x"}', "[]", "null", '{"a": 1' + 400 * "0" + "}"]
+    lines = ["{", "[]", "null", "3", "\x00", "[" * 9999]
+    lines += [f'{{"machine": "{machine}", "figures": {{"decode": {of}}}}}' for of in bad]
     file.write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(drift, "_KEPT", 10)
     found = widened(file, *(bench(100 + 5 * (i % 2)) for i in range(30)))
     assert decode(found)[0] < 100
     assert len(file.read_text().splitlines()) == 10
-    assert all(json.loads(line)["decode"] for line in file.read_text().splitlines())
+    assert all(json.loads(line)["figures"]["decode"] for line in file.read_text().splitlines())
 
 
 def test_a_file_that_cannot_be_written_costs_nothing(tmp_path):
