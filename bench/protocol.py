@@ -157,6 +157,7 @@ def _energy(s: dict[str, Any]) -> str:
         "everything the meter counts while a query runs; net is less the idle power, taken on the line between the "
         "two. The interval holds the scatter of power and of query times, the meter's lag, half the drift of idle, and "
         "how the sittings of the speed differ; where watts are estimated, the time of a query is the mean over these."
+        + (" Where that is wider, it is how earlier benches differed, as of speeds." if s.get("earlier") else "")
         + phases
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from greenllm.bench import drift
+from greenllm.bench import drift, protocol
 from greenllm.bench.measurement import Measurement, counted
 from greenllm.bench.results import Machine, Results, Row
 from greenllm.progress import Silent
@@ -139,3 +139,11 @@ def test_another_benchs_figure_lies_in_it_nineteen_times_in_twenty(tmp_path):
                 pairs += 1
             before = decode(found) if found.settings["earlier"] else None
     assert 0.92 < inside / pairs < 0.98
+
+
+@pytest.mark.parametrize(("runs", "says"), [(4, "not what it does on another day"), (5, "(4 repeats)")])
+def test_a_report_says_what_its_intervals_hold(tmp_path, runs, says):
+    found = widened(tmp_path / "f", *(bench(100 + i) for i in range(runs)))
+    del found.rows[0].measurements["perplexity"]
+    found.settings |= {"query": "a text is read", "rounds": "after 5 sittings"}
+    assert says in protocol.methods(found)["Speed"]
