@@ -17,7 +17,7 @@ from greenllm.export.tokenizer import ENGLISH
 from greenllm.export.vlm import SEEN
 from greenllm.images import pictures
 from greenllm.kinds import IMAGES
-from greenllm.quantize.activations import InputGrid, Inputs, dynamic_round
+from greenllm.quantize.activations import AnyGrid, Inputs, dynamic_round
 from greenllm.quantize.linear import set_weight
 from greenllm.quantize.packed import Packed
 
@@ -65,7 +65,7 @@ def asked(checkpoint: Checkpoint) -> tuple[NDArray[Any], str]:
 def round_inputs(checkpoint: Checkpoint, model: Any, inputs: Inputs, cuts: list[int] | None) -> None:
     """Have linears round inputs and weights as graphs do that compute in integers; ``cuts`` are a decoder's steps."""
 
-    def rounding(grid: InputGrid | None) -> Any:
+    def rounding(grid: AnyGrid | None) -> Any:
         one = dynamic_round if grid is None else grid.round
         if cuts is None:
             return lambda _, args: (one(args[0]),)

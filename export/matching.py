@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from greenllm.errors import GreenError
-from greenllm.quantize.bnb import Blockwise
-from greenllm.quantize.packed import Packed, concatenate, select
+from greenllm.quantize.packed import concatenate, select
+from greenllm.stored import AnyPacked as Quantized
 
-Quantized = Packed | Blockwise
 _CHUNK = 1 << 21  # weights hashed at a time: 16 MB of temporaries
 
 

@@ -24,6 +24,7 @@ from greenllm.export.uses import Use, find_uses
 from greenllm.progress import Progress, Silent
 from greenllm.quantize.activations import Inputs
 from greenllm.quantize.bnb import Blockwise
+from greenllm.quantize.fp8 import Float8, Float8Grid
 
 _DOMAIN = "com.microsoft"
 _QUANTIZED = (  # a dense graph has none of these
@@ -187,9 +188,11 @@ class _Rewrite:
         grid, rounds = self.inputs.get(module), module in self.inputs
         if self.form == "typed":
             return typed(self.writer, name, packed, self.dtype, grid=grid, rounds=rounds)
+        if isinstance(packed, Float8):
+            raise GreenError(f"The weight {name} is FP8, which TensorRT alone runs here.", "Export it --to tensorrt.")
         if isinstance(packed, Blockwise):
             return Bnb4(self.writer, name, packed)
-        if rounds:
+        if rounds and not isinstance(grid, Float8Grid):
             return Int8(self.writer, name, packed, grid)
         if self.form == "nbits":
             return NBits(self.writer, name, packed, self.accuracy_level)

@@ -19,9 +19,11 @@ from greenllm.errors import GreenError
 from greenllm.export.forms import blocks, squeeze
 from greenllm.export.graph import Writer
 from greenllm.export.int8 import int8_rows
-from greenllm.quantize.activations import InputGrid
+from greenllm.quantize.activations import AnyGrid, InputGrid
 from greenllm.quantize.bnb import Blockwise
+from greenllm.quantize.fp8 import Float8, Float8Grid
 from greenllm.quantize.packed import Packed
+from greenllm.stored import AnyPacked
 
 _ELEMENTS = {
     torch.float32: TensorProto.FLOAT,
@@ -54,7 +56,7 @@ class Typed:
         codes, scales, _, self.block = blocks(packed, bits)
         if bits == 8:  # noqa: PLR2004
             codes, scales = positive(codes, scales, self.block)
-            scales = scales.clip(float(torch.finfo(dtype).tiny))
+            scales = scales.clip(_least(dtype))
         codes = np.ascontiguousarray((codes ^ (1 << (bits - 1))).T)  # two's complement, [K, N]
         kind = TensorProto.INT8 if bits == 8 else TensorProto.INT4  # noqa: PLR2004
         self.weight = writer.add(f"{name}.qweight", squeeze(codes.reshape(1, -1), bits), kind, list(codes.shape))
@@ -98,18 +100,17 @@ class TypedInt8:
             )
         self.name = name
         codes, scales = int8_rows(packed)
-        least = float(torch.finfo(dtype).tiny)
         self.weight = writer.add(f"{name}.qweight", np.ascontiguousarray(codes.T))
-        self.scales = _add(writer, f"{name}.scales", scales.clip(least), dtype)
-        scale = _add(writer, f"{name}.grid", np.array(max(least, grid.scale), np.float32), dtype)
+        self.scales = _add(writer, f"{name}.scales", scales.clip(_least(dtype)), dtype)
+        scale = _add(writer, f"{name}.grid", np.array(max(_least(dtype), grid.scale), np.float32), dtype)
         self.grid = [scale, writer.add(f"{name}.zero", np.zeros((), np.int8))]
 
     def matmul(self, x: str, out: str) -> list[NodeProto]:
         """Nodes for ``out = x @ W.T``, both rounded."""
-        code, rounded, dense = f"{out}.code", f"{out}.rounded", f"{out}.dense"
+        dense = f"{out}.dense"
+        rounded, nodes = _rounded(x, out, self.grid)
         return [
-            helper.make_node("QuantizeLinear", [x, *self.grid], [code], code),
-            helper.make_node("DequantizeLinear", [code, *self.grid], [rounded], rounded),
+            *nodes,
             helper.make_node("DequantizeLinear", [self.weight, self.scales], [dense], dense, axis=1),
             helper.make_node("MatMul", [rounded, dense], [out], out),
         ]
@@ -119,9 +120,46 @@ class TypedInt8:
         raise NotImplementedError(f"{self.name} has no inputs ({indices}, {out}, {rank})")
 
 
+class TypedFloat8:
+    """A weight of 8-bit floats with a scale an output, and its inputs with one scale, if they are rounded.
+
+    Args:
+        writer: gets the data.
+        name: prefix of all names.
+        packed: the weight.
+        dtype: of the network.
+        scale: of the inputs; None leaves them in the type of the network.
+    """
+
+    def __init__(self, writer: Writer, name: str, packed: Float8, dtype: torch.dtype, scale: float | None) -> None:
+        self.name = name
+        octets = np.ascontiguousarray(packed.octets.numpy().T)
+        self.weight = writer.add(f"{name}.qweight", octets, TensorProto.FLOAT8E4M3FN, list(octets.shape))
+        self.scales = _add(writer, f"{name}.scales", packed.scales.numpy().clip(_least(dtype)), dtype)
+        self.grid: list[str] = []
+        if scale is not None:
+            grid = _add(writer, f"{name}.grid", np.array(max(_least(dtype), scale), np.float32), dtype)
+            zero = writer.add(f"{name}.zero", np.zeros((), np.uint8), TensorProto.FLOAT8E4M3FN, [])
+            self.grid = [grid, zero]
+
+    def matmul(self, x: str, out: str) -> list[NodeProto]:
+        """Nodes for ``out = x @ W.T``."""
+        dense = f"{out}.dense"
+        rounded, nodes = _rounded(x, out, self.grid) if self.grid else (x, [])
+        return [
+            *nodes,
+            helper.make_node("DequantizeLinear", [self.weight, self.scales], [dense], dense, axis=1),
+            helper.make_node("MatMul", [rounded, dense], [out], out),
+        ]
+
+    def gather(self, indices: str, out: str, rank: int) -> list[NodeProto]:
+        """No embedding is of 8-bit floats."""
+        raise NotImplementedError(f"{self.name} is no embedding ({indices}, {out}, {rank})")
+
+
 def typed(
-    writer: Writer, name: str, packed: Packed | Blockwise, dtype: torch.dtype, *, grid: InputGrid | None, rounds: bool
-) -> Typed | TypedInt8:
+    writer: Writer, name: str, packed: AnyPacked, dtype: torch.dtype, *, grid: AnyGrid | None, rounds: bool
+) -> Typed | TypedInt8 | TypedFloat8:
     """How one weight is stored.
 
     Args:
@@ -130,7 +168,7 @@ def typed(
         packed: the weight.
         dtype: of the network.
         grid: of its inputs.
-        rounds: whether its inputs become integers.
+        rounds: whether its inputs are rounded.
 
     Raises:
         GreenError: TensorRT has no such weights.
@@ -140,7 +178,21 @@ def typed(
             f"The weight {name} is {packed.table.upper()}, which TensorRT does not read.",
             "Quantize the source with greenllm quantize --bits 4.",
         )
+    if isinstance(packed, Float8):
+        return TypedFloat8(writer, name, packed, dtype, _float8_grid(name, grid) if rounds else None)
+    if isinstance(grid, Float8Grid):
+        raise GreenError(f"The weight {name} holds integers, but its inputs would be floats of 8 bits.")
     return TypedInt8(writer, name, packed, grid, dtype) if rounds else Typed(writer, name, packed, dtype)
+
+
+def _float8_grid(name: str, grid: AnyGrid | None) -> float:
+    """The one scale of all inputs."""
+    if isinstance(grid, Float8Grid) and grid.scale is not None:
+        return grid.scale
+    raise GreenError(
+        f"The inputs of {name} find their scales while the model runs, which TensorRT does not read.",
+        "Start from the dense checkpoint: greenllm fp8 gives them one from calibration.",
+    )
 
 
 def positive(
@@ -159,6 +211,21 @@ def positive(
     signs = np.where(scales < 0, -1, 1).astype(np.int16).repeat(block, axis=1)[:, : codes.shape[1]]
     turned = ((codes.astype(np.int16) - 128) * signs).clip(-128, 127) + 128
     return turned.astype(np.uint8), np.abs(scales)
+
+
+def _rounded(x: str, out: str, grid: list[str]) -> tuple[str, list[NodeProto]]:
+    """Inputs on their way through 8 bits: what they are called then, and the nodes."""
+    code, rounded = f"{out}.code", f"{out}.rounded"
+    return rounded, [
+        helper.make_node("QuantizeLinear", [x, *grid], [code], code),
+        helper.make_node("DequantizeLinear", [code, *grid], [rounded], rounded),
+    ]
+
+
+def _least(dtype: torch.dtype) -> float:
+    """The smallest scale of a type that is not zero; subnormal ones count, for float16 has little below 6e-5."""
+    about = torch.finfo(dtype)
+    return float(about.tiny * about.eps)
 
 
 def _add(writer: Writer, name: str, values: NDArray[Any], dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint in Hugging Face's format, read lazily; dense, or packed by GPTQ's or bitsandbytes' layout."""
+"""A checkpoint in Hugging Face's format, read lazily; dense, or packed by the layout of GPTQ, bitsandbytes or compressed-tensors."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ from greenllm.kinds import (
     settle_sight,
     task_of,
 )
-from greenllm.quantize import activations, bnb
-from greenllm.quantize.packed import Packed
+from greenllm.quantize import activations, fp8
 from greenllm.save import copy_side_files, write_config, write_shards
-from greenllm.stored import MARKS, Shards, line, read_config
+from greenllm.stored import MARKS, AnyPacked, Shards, line, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -88,12 +87,16 @@ class Checkpoint:
 
     @functools.cached_property
     def inputs(self) -> activations.Inputs:
-        """Modules whose inputs are integers too, with their grids.
+        """Modules whose inputs are rounded too, with their grids.
 
         Raises:
-            GreenError: see :func:`greenllm.quantize.activations.read`.
+            GreenError: see :func:`greenllm.quantize.activations.read`, :func:`greenllm.quantize.fp8.grid`.
         """
-        return activations.read(self.quantization)
+        found = self.quantization
+        if found is None or found["quant_method"] != fp8.METHOD:
+            return activations.read(found)
+        packed = [k.removesuffix(".weight_scale") for k in self._shards if k.endswith(".weight_scale")]
+        return {m: fp8.grid(self._shards.parts(found, m)) for m in sorted(packed) if fp8.rounds_inputs(found)}
 
     @property
     def words(self) -> Any:
@@ -179,7 +182,7 @@ class Checkpoint:
         if stored is None:
             raise GreenError(f"{self.path}: the weight {name} is missing from the checkpoint.", "Download it again.")
         value = self._shards[stored]
-        if not value.is_floating_point():
+        if not value.is_floating_point() or value.dtype.itemsize == 1:
             raise GreenError(f"{self.path}: the weight {stored} holds {value.dtype} without its scales.")
         value = value.float()
         if value.numel() and not math.isfinite(sum(map(float, torch.aminmax(value)))):  # no temporaries as large
@@ -192,7 +195,7 @@ class Checkpoint:
         base = self._stored(name)
         return None if base is None else self.tensor(name)
 
-    def packed(self) -> Iterator[tuple[str, Packed | bnb.Blockwise]]:
+    def packed(self) -> Iterator[tuple[str, AnyPacked]]:
         """Module names and packed weights, one at a time; nothing for a dense checkpoint."""
         for key in sorted(self._shards):
             for mark in MARKS:
@@ -204,7 +207,7 @@ class Checkpoint:
         """Whether a module's weight is packed."""
         return self._packed_module(module) is not None
 
-    def read_packed(self, module: str) -> Packed | bnb.Blockwise:
+    def read_packed(self, module: str) -> AnyPacked:
         """The packed weight of one module.
 
         Raises:
@@ -293,7 +296,7 @@ class Checkpoint:
 
     def _packed_module(self, module: str) -> str | None:
         """The packed module that holds this one's weight; a tied embedding's is the head."""
-        stored = self._stored(f"{module}.weight")  # bitsandbytes keeps its bytes under the dense name
+        stored = self._stored(f"{module}.weight")  # some keep their bytes under the dense name
         names = [module, *([stored.removesuffix(".weight")] if stored else [])]
         if self.tied and module == self.embedding:
             names.append(self.head)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 # Names only: the CLI starts without torch; a test holds them equal to step_types().
-STEPS = ("quantize", "mixed", "tune", "bitsandbytes", "prune", "distill")
+STEPS = ("quantize", "mixed", "tune", "fp8", "bitsandbytes", "prune", "distill")
 
 
 def add_step_commands(app: typer.Typer, arguments: list[str]) -> None:

@@ -51,13 +51,17 @@ def check_runs(checkpoint: Checkpoint, left: Outcome, target: Target, runtime: R
 
 def stored(checkpoint: Checkpoint, runtime: Runtime, compute: Precision = "fp16") -> Outcome:
     """Of a checkpoint as it is; of a runtime that computes in half precision, or else in what it is told."""
+    from greenllm.quantize import fp8
+
     if not checkpoint.quantized:
         types: list[Precision] = [compute] if runtime == "tensorrt" else []
         return Outcome(checkpoint.parameters, 32 if compute == "fp32" else _dense(runtime), frozenset(types))
     spec: dict[str, Any] = checkpoint.quantization or {}
+    files = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
+    if spec["quant_method"] == fp8.METHOD:
+        return Outcome(checkpoint.parameters, _eights(checkpoint, _dense(runtime)), frozenset(["fp8"]))
     widths = [spec.get("bits", 8 if spec.get("load_in_8bit") else 4)]
     widths += [rule["bits"] for rule in (spec.get("dynamic") or {}).values() if "bits" in rule]
-    files = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
     return Outcome(checkpoint.parameters, 8 * files / checkpoint.parameters, frozenset(_TYPES[b] for b in widths))
 
 
@@ -81,6 +85,8 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
     if step.name == "bitsandbytes":
         wide = step.kind == "int8"
         return Outcome(n, 8 if wide else 4.5, frozenset(["int8" if wide else "int4"]))
+    if step.name == "fp8":
+        return Outcome(n, _eights(checkpoint, dense), frozenset(["fp8"]))
     if step.name != "quantize":
         return before
     grids, model = step.grids(checkpoint), checkpoint.skeleton()
@@ -88,6 +94,15 @@ def _after(step: Any, before: Outcome, checkpoint: Checkpoint, dense: int) -> Ou
     bits = sum(share[name] * (g.bits + _per_weight(g.group)) for name, g in grids.items())
     bits += (1 - sum(share.values())) * dense
     return Outcome(n, bits, frozenset(_TYPES[g.bits] for g in grids.values()))
+
+
+def _eights(checkpoint: Checkpoint, dense: int) -> float:
+    """Bits of a weight where the linears of the blocks take 8."""
+    from greenllm.quantize.linear import weight_of
+    from greenllm.quantize.run import quantizable
+
+    share = sum(weight_of(m).numel() for m in quantizable(checkpoint)[0].values()) / checkpoint.parameters
+    return share * 8 + (1 - share) * dense
 
 
 def _per_weight(group: int) -> float:

@@ -58,11 +58,12 @@ def step_types() -> dict[str, type[Step]]:
     from greenllm.distill.step import Distill
     from greenllm.prune.step import Prune
     from greenllm.quantize.bnb_step import BitsAndBytes
+    from greenllm.quantize.fp8_step import Fp8
     from greenllm.quantize.mixed import Mixed
     from greenllm.quantize.step import Quantize
     from greenllm.quantize.tune_step import Tune
 
-    return {t.name: t for t in (Quantize, Mixed, Tune, BitsAndBytes, Prune, Distill)}
+    return {t.name: t for t in (Quantize, Mixed, Tune, Fp8, BitsAndBytes, Prune, Distill)}
 
 
 def builtin() -> list[str]:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from greenllm import source
 from greenllm.errors import GreenError
-from greenllm.quantize import bnb
+from greenllm.quantize import bnb, fp8
 from greenllm.quantize.packed import BITS, Packed, from_gptq
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS}
-MARKS = (".qweight", ".weight.absmax", ".SCB")  # what a packed module has and no other
+_PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "bitsandbytes": bnb.PARTS, fp8.METHOD: fp8.PARTS}
+MARKS = (".qweight", ".weight.absmax", ".SCB", ".weight_scale")  # what a packed module has and no other
+
+AnyPacked = Packed | bnb.Blockwise | fp8.Float8
 
 
 class Shards:
@@ -61,17 +63,22 @@ class Shards:
         finally:
             self._mapped = {}
 
-    def packed(self, quantization: dict[str, Any], module: str) -> Packed | bnb.Blockwise:
+    def parts(self, quantization: dict[str, Any], module: str) -> dict[str, Tensor]:
+        """The stored tensors of a packed module, by what they are called in its format."""
+        return {p: self[f"{module}.{p}"] for p in _PARTS[quantization["quant_method"]] if f"{module}.{p}" in self}
+
+    def packed(self, quantization: dict[str, Any], module: str) -> AnyPacked:
         """The packed weight of a module by a ``quantization_config``.
 
         Raises:
             GreenError: its tensors or its entry there do not fit together.
         """
-        method = quantization["quant_method"]
-        parts = {p: self[f"{module}.{p}"] for p in _PARTS[method] if f"{module}.{p}" in self}
+        method, parts = quantization["quant_method"], self.parts(quantization, module)
         try:
             if method == "bitsandbytes":
                 return bnb.unpack(parts)
+            if method == fp8.METHOD:
+                return fp8.unpack(parts)
             bits, group, symmetric = spec_of(quantization, module)
             return from_gptq(parts, bits, group, symmetric=symmetric)
         except (GreenError, KeyError, RuntimeError) as e:
@@ -115,8 +122,10 @@ def read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     if quantization is not None and quantization.get("quant_method") not in _PARTS:
         raise GreenError(
             f"{file}: weights quantized by {quantization.get('quant_method')!r} are not read here.",
-            "Start from the dense checkpoint, or from one in the layout of GPTQ or bitsandbytes.",
+            "Start from the dense checkpoint, or from one in the layout of GPTQ, bitsandbytes or compressed-tensors' FP8.",
         )
+    if quantization is not None and quantization["quant_method"] == fp8.METHOD:
+        fp8.rounds_inputs(quantization)  # or refuse
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config, quantization

@@ -59,6 +59,12 @@ def on_jetson(packed, tmp_path_factory):
     return greenllm.export(packed, tmp_path_factory.mktemp("orin") / "o", target="jetson-orin-nano", context=128)
 
 
+def floats(model, out):
+    """A checkpoint of 8-bit floats."""
+    made = recipe.Recipe(name="test", seed=0, steps=[recipe.make_step("fp8", {}, "fp8")])
+    return greenllm.pipeline.run_steps(model, out, made).path
+
+
 def graph_of(path):
     return onnx.load(str(path / "model.onnx"), load_external_data=False).graph
 
@@ -106,6 +112,43 @@ def test_inputs_that_are_integers_too(bert, tmp_path):
     done = greenllm.export(small, tmp_path / "o", target="rtx-40")
     assert done.manifest.details["operators"]["QuantizeLinear"] > 0
     assert "error_of_rounding" in done.manifest.details["verified"]
+
+
+@builds
+@pytest.mark.parametrize("target", TWO)
+def test_floats_of_8_bits_stay_so_in_the_engine(wide, tmp_path, target):
+    small = floats(wide, tmp_path / "q")
+    done = greenllm.export(small, tmp_path / "o", target=target)
+    details = done.manifest.details
+    assert details["operators"] == {"DequantizeLinear": 2 * 2 * 7, "QuantizeLinear": 2 * 7, "MatMul": 2 * 7 + 4 + 1}
+    assert details["stored_bits"] == [8]
+    assert details["verified"]["error_of_rounding"] > 0
+    dense = greenllm.export(wide, tmp_path / "d", target=target)
+    assert (done.path / "model.engine").stat().st_size < (dense.path / "model.engine").stat().st_size
+
+
+def test_codes_of_8_bit_floats_are_the_checkpoints(wide, tmp_path):
+    small = floats(wide, tmp_path / "q")
+    done = greenllm.export(small, tmp_path / "o", target="jetson-agx-thor")
+    weights = greenllm.export.graph.Weights(done.path / "model.onnx")
+    stored = {t.name: t for t in graph_of(done.path).initializer}
+    found = Counter()
+    for name, weight in open_checkpoint(small).packed():
+        for tensor in (t for t in stored.values() if t.data_type == TensorProto.FLOAT8E4M3FN and len(t.dims) == 2):
+            octets = weights.raw(tensor.name).reshape(tuple(tensor.dims))
+            found[name] += np.array_equal(octets.T, weight.octets.numpy())
+    assert len(found) == 2 * 7
+    assert set(found.values()) == {1}
+
+
+@pytest.mark.parametrize("target", ["jetson-orin-nano", "a100", "cpu"])
+def test_a_device_without_8_bit_floats_is_told_before_the_work(wide, tmp_path, target):
+    small = floats(wide, tmp_path / "q")
+    with pytest.raises(GreenError, match="no kernels for fp8"):
+        greenllm.export(small, tmp_path / "o", target=target)
+    with pytest.raises(GreenError, match="no kernels for fp8"):
+        greenllm.compress(wide, tmp_path / "c", recipe="fp8", target=target, bench=False)
+    assert not (tmp_path / "c").exists()
 
 
 @builds

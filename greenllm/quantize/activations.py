@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from greenllm.errors import GreenError
+from greenllm.quantize.fp8 import Float8Grid
 
 Kind = Literal["float", "dynamic", "static", "symmetric"]
 _TOP = 255
@@ -33,7 +34,8 @@ class InputGrid:
         return ((x / self.scale).round() + self.zero).clamp(0, _TOP).sub(self.zero) * self.scale
 
 
-Inputs = Mapping[str, InputGrid | None]  # by module; None for a grid that is found while the model runs
+AnyGrid = InputGrid | Float8Grid
+Inputs = Mapping[str, AnyGrid | None]  # by module; None for a grid that is found while the model runs
 
 
 def grid_of(low: float, high: float, *, symmetric: bool = False) -> InputGrid:
@@ -68,12 +70,23 @@ class Ranges:
         Raises:
             GreenError: nothing was seen, or NaN or infinity was.
         """
+        self._check(name)
+        return grid_of(float(self.low[name].min()), float(self.high[name].max()), symmetric=symmetric)
+
+    def reach(self, name: str) -> Tensor:
+        """max|x| over all channels.
+
+        Raises:
+            GreenError: nothing was seen, or NaN or infinity was.
+        """
+        self._check(name)
+        return self.largest(name).max()
+
+    def _check(self, name: str) -> None:
         if name not in self.low:
             raise GreenError("The calibration never ran this layer; its inputs have no static scale.")
-        low, high = float(self.low[name].min()), float(self.high[name].max())
-        if not torch.isfinite(torch.tensor([low, high])).all():
+        if not torch.isfinite(self.largest(name)).all():
             raise GreenError("The calibration inputs of a layer hold NaN or infinity; they have no static scale.")
-        return grid_of(low, high, symmetric=symmetric)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

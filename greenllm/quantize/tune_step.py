@@ -98,7 +98,7 @@ def _integers(checkpoint: Checkpoint) -> dict[str, Packed]:
     if not packed:
         raise GreenError(f"{checkpoint.path} is not quantized; there is nothing to tune.", "Put quantize before it.")
     if other := [n for n, p in packed.items() if not isinstance(p, Packed)]:
-        raise GreenError(f"{other[0]} is NF4 or FP4; tune learns integers.", "Take quantize instead of bitsandbytes.")
+        raise GreenError(f"{other[0]} holds no integers; tune learns those.", "Take quantize instead of bitsandbytes.")
     steps = artifact.read(checkpoint.path).manifest.steps if artifact.is_artifact(checkpoint.path) else []
     if any(s.parameters.get("awq") for s in steps):
         raise GreenError("AWQ moved scales between the weights; the teacher's are no longer theirs.", "Leave out awq.")
