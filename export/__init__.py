@@ -36,6 +36,7 @@ def export(
     precision: str | None = None,
     context: int | None = None,
     calibration: str | None = None,
+    kv_bits: int | None = None,
     adapters: Sequence[str | Path] = (),
     force: bool = False,
     progress: Progress | None = None,
@@ -51,7 +52,8 @@ def export(
         precision: of TensorRT's activations and dense weights ("fp16", "bf16", "fp32"); of GGUF's weights, see
             :func:`greenllm.export.gguf.export_gguf`; what Edge-LLM's quantizer makes of a dense model ("int4").
         context: tokens that the target must hold, prompt and answer; by default 2048, or what the model was made for.
-        calibration: edge-llm: text for its quantizer; None is "self".
+        calibration: edge-llm: text for its quantizer; with ``kv_bits``: for keys and values; None is "self".
+        kv_bits: genai: of keys and values in the cache, 8 or 4; None keeps them in float32.
         adapters: genai: directories of LoRA of this checkpoint, which the model puts on while it runs.
         force: replace ``out``.
         progress: told of each stage.
@@ -63,9 +65,12 @@ def export(
         GreenError: an architecture or weights that the format cannot hold, or an export that departs from
             its source; nothing lies under ``out`` then.
     """
+    from greenllm.export.kv_cache import check_cache, make_cache
+
     if to == "gguf":
         from greenllm.export.gguf import export_gguf
 
+        check_cache("gguf", kv_bits)
         return export_gguf(checkpoint, out, kind=precision, force=force, progress=progress)
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export import dual, lora
@@ -82,6 +87,7 @@ def export(
     artifact.check_free(Path(out).absolute(), force=force)
     source = open_checkpoint(checkpoint.path if isinstance(checkpoint, Artifact) else checkpoint)
     kind = check_format(source, to or usual_format(device, source))
+    check_cache(kind, kv_bits, adapted=bool(adapters))
     if kind == "edge-llm":
         from greenllm.export.edgellm import export_edgellm
 
@@ -89,22 +95,21 @@ def export(
             source, out, device, precision=precision or "int4", calibration=calibration or "self", context=context,
             force=force, progress=progress,
         )  # fmt: skip
-    if calibration:
-        raise GreenError(f"--calibration says nothing to {kind}.", "It is for --to edge-llm.")
+    _check_more(kind, calibration, kv_bits, adapters)
     compute = _compute(kind, precision)
-    if adapters and kind != "genai":
-        raise GreenError(f"{kind} has no place for adapters.", "Export them --to genai, or greenllm adapt --merge.")
     given = lora.named(adapters, source)
-    fit = check_runs(source, stored(source, kind, compute), device, kind, context)
+    fit = check_runs(source, stored(source, kind, compute), device, kind, context, kv_bits or 0)
+    cache = make_cache(source, kv_bits, calibration or "self", fit.context, progress) if kv_bits else None
     with artifact.writing(out, force=force) as part:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
             if kind == "tensorrt":
                 quantized = write_typed(source, part, Path(work), compute, progress)
+            elif kind == "genai":
+                quantized = write_genai(source, part, Path(work), device, progress, cache)
             else:
-                write = write_genai if kind == "genai" else write_onnx
-                quantized = write(source, part, Path(work), device, progress)
+                quantized = write_onnx(source, part, Path(work), device, progress)
         pages.give_back()  # the graphs on the way
-        checked = _compare(source, part, kind, device, quantized, compute, progress)
+        checked = _compare(source, part, kind, device, quantized, compute, progress, kv_bits or 0)
         details: dict[str, Any] = {
             "task": source.task, "target": device.name, "entry": GRAPH, **_names(part / GRAPH),
             "parameters": source.parameters, "tied": source.tied,
@@ -112,7 +117,7 @@ def export(
             "operators": quantized.ops if quantized else {},
             "stored_bits": quantized.bits if quantized else [32 if kind != "tensorrt" or compute == "fp32" else 16],
             "memory": {"context": fit.context, "bytes": {k: round(v) for k, v in fit.parts.items()}},
-            "verified": checked,
+            "verified": checked, **(cache.words if cache else {}),
         }  # fmt: skip
         if given:
             details["adapters"] = lora.add(part, GRAPH, source, given, _arithmetic(kind, device, quantized))
@@ -135,7 +140,7 @@ def usual_format(target: Target, checkpoint: Checkpoint) -> Format:
 
 def _compare(
     source: Checkpoint, part: Path, kind: Format, target: Target, quantized: Quantized | None, compute: str,
-    progress: Progress,
+    progress: Progress, kv_bits: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What :func:`greenllm.export.verify.verify` finds; told where there is something to tell."""
     from greenllm.export.alike import Arithmetic
@@ -153,6 +158,8 @@ def _compare(
     arithmetic: Arithmetic = _arithmetic(kind, target, quantized)
     if arithmetic == "fp32" and kind == "tensorrt" and compute == "fp16":
         arithmetic = "fp16"
+    if kv_bits:
+        arithmetic = "int8" if kv_bits == 8 else "int4"  # noqa: PLR2004
     found = verify(source, part, kind, arithmetic=arithmetic, inputs=inputs)
     progress.advance()
     if unchecked := found.get("tokenizer_unchecked"):
@@ -167,6 +174,16 @@ def _arithmetic(kind: Format, target: Target, quantized: Quantized | None) -> Li
     integers = quantized is not None and bool({"MatMulNBits", "DequantizeLinear"} & set(quantized.ops))
     int8 = integers and (kind == "tensorrt" or target.accuracy_level == 4)  # noqa: PLR2004 - ORT's name for int8
     return "int8" if int8 else "fp32"
+
+
+def _check_more(
+    kind: Format, calibration: str | None, kv_bits: int | None, adapters: Sequence[str | Path]
+) -> None:  # fmt: skip
+    """Refuse options that say nothing to the format."""
+    if calibration and not kv_bits:
+        raise GreenError(f"--calibration says nothing to {kind}.", "It is for --to edge-llm, and with --kv-bits.")
+    if adapters and kind != "genai":
+        raise GreenError(f"{kind} has no place for adapters.", "Export them --to genai, or greenllm adapt --merge.")
 
 
 def _compute(kind: Format, precision: str | None) -> Compute:

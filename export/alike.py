@@ -24,15 +24,21 @@ from greenllm.quantize.packed import Packed
 _TOKENS = 48
 STEPS = 4  # of a decoder, after its prefill
 _PICTURES = 3
-Arithmetic = Literal["fp32", "fp16", "int8"]
+Arithmetic = Literal["fp32", "fp16", "int8", "int4"]
 # Largest mean KL divergence (nats a token) or relative error that the arithmetic explains: fp32 sums in another
-# order, half precision, or activations rounded to int8.
-LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05}
-RELATIVE = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.15}
+# order, half precision, activations rounded to int8, or
+# a cache of int4.
+LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05, "int4": 0.5}
+RELATIVE = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.15, "int4": 0.5}
 # How much larger than that of torch with inputs rounded alike the error of a W8A8 graph may be. Sums in another order
 # put a code here and there one higher, so that after some layers the two errors are unlike but equally large.
 ALIKE = 1.25
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
 
 
 def likeness(want: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str, float]:
@@ -106,7 +112,8 @@ def decode(
 ) -> NDArray[np.float32]:
     """Logits [T, V]: a prefill of all but the last tokens, then those one by one through the cache; ``fed`` is fed."""
     cache = [i for i in session.get_inputs() if i.name.startswith("past_key_values")]
-    past = {i.name: np.zeros((1, i.shape[1], 0, width), _TYPES[i.type]) for i in cache}
+    widths = [i.shape[3] if isinstance(i.shape[3], int) else width for i in cache]  # two codes of 4 bits to a byte
+    past = {i.name: np.zeros((1, i.shape[1], 0, w), _TYPES[i.type]) for i, w in zip(cache, widths, strict=True)}
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
     cut = len(ids) - STEPS

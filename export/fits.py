@@ -115,8 +115,9 @@ def wanted(shape: Shape, context: int | None) -> int:
 
 
 def fit(
-    shape: Shape, target: Target, runtime: Runtime, *, bits: float, context: int, batch: int = 1, build: bool = False
-) -> Fit:
+    shape: Shape, target: Target, runtime: Runtime, *, bits: float, context: int, batch: int = 1, build: bool = False,
+    kv_bits: int = 0,
+) -> Fit:  # fmt: skip
     """What running the model needs, or building its engine, if that is on the target and needs more.
 
     Args:
@@ -127,14 +128,16 @@ def fit(
         context: tokens to hold, prompt and answer.
         batch: sequences at once.
         build: whether the engine is built there.
+        kv_bits: of keys and values in the cache; 0 for the runtime's own type.
     """
     weights = shape.parameters * bits / 8
     laid_out = LAYOUT.get(runtime, 1)
     number = _CACHE_BYTES[runtime]
+    kept = 2 * kv_bits / 8 if kv_bits else number  # a cache of integers is copied at each token
     block = min(context, _BLOCK)
     parts = {
         "weights" + (f" x {laid_out} as kernels want them" if laid_out != 1 else ""): weights * laid_out,
-        f"cache of {context} tokens": float(batch * context * shape.layers * shape.cached * number),
+        f"cache of {context} tokens": float(batch * context * shape.layers * shape.cached * kept),
         "computing": float(batch * block * (8 * shape.hidden + shape.vocabulary) * number),
         "runtime": RUNTIME[runtime],
     }
@@ -151,14 +154,15 @@ def room(target: Target) -> float | None:
 
 
 def refuse_misfit(
-    shape: Shape, target: Target, runtime: Runtime, *, bits: float, context: int, batch: int = 1, build: bool = False
-) -> Fit:
+    shape: Shape, target: Target, runtime: Runtime, *, bits: float, context: int, batch: int = 1, build: bool = False,
+    kv_bits: int = 0,
+) -> Fit:  # fmt: skip
     """:func:`fit`, if it does.
 
     Raises:
         GreenError: it does not: with the arithmetic, and what would.
     """
-    found = fit(shape, target, runtime, bits=bits, context=context, batch=batch, build=build)
+    found = fit(shape, target, runtime, bits=bits, context=context, batch=batch, build=build, kv_bits=kv_bits)
     if found.ok:
         return found
     there = (found.there or 0) / _GB
@@ -167,13 +171,17 @@ def refuse_misfit(
         f"system); this one needs {found.words}."
     )
 
-    def fits(bits: float, context: int) -> bool:
-        return fit(shape, target, runtime, bits=bits, context=context, batch=batch, build=build).ok
+    def fits(bits: float, context: int, kv_bits: int = kv_bits) -> bool:
+        return fit(
+            shape, target, runtime, bits=bits, context=context, batch=batch, build=build, kv_bits=kv_bits
+        ).ok  # fmt: skip
 
     ways = []
     shorter = next((c for c in (context >> i for i in range(1, 12)) if c >= 128 and fits(bits, c)), None)  # noqa: PLR2004
     if shorter:
         ways.append(f"--context {shorter}")
+    if runtime == "genai" and not kv_bits and (cache := next((k for k in (8, 4) if fits(bits, context, k)), None)):
+        ways.append(f"--kv-bits {cache}")
     narrower = next((b for b in (8, 4, 3) if b < bits and fits(b + 0.5, context)), None)
     if narrower:
         ways.append(f"--bits {narrower}")

@@ -32,7 +32,7 @@ from greenllm.images import answer_of
 from greenllm.kinds import GENERATION, IMAGES
 from greenllm.quantize.activations import Inputs
 
-_SLACK = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}  # in logits, between two runs of one graph
+_SLACK = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5, "int4": 0.5}  # in logits, between two runs of one graph
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""A checkpoint in Hugging Face's format, read lazily; dense, or packed by the layout of GPTQ, bitsandbytes or compressed-tensors."""
+"""A checkpoint in Hugging Face's format, read lazily; dense, or packed: GPTQ, bitsandbytes, compressed-tensors."""
 
 from __future__ import annotations
 

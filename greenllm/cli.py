@@ -63,6 +63,9 @@ RequireOption = Annotated[
     typer.Option(help="limit such as 'ppl<=1.03x', 'accuracy>=-1%', 'memory<=300'; may be given again"),
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="a requirement inside the noise fails too")]
+KvOption = Annotated[
+    int | None, typer.Option(help="genai: bits of keys and values in the cache, 8 or 4; default: float32")
+]
 EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long the bench measures")]
 
 
@@ -73,6 +76,7 @@ def compress(
     to: ToOption = None,
     target: TargetOption = "cpu",
     context: ContextOption = None,
+    kv_bits: KvOption = None,
     recipe: Annotated[
         str | None, typer.Option(help="built-in name or YAML file; default: int4, or mixed where there is a budget")
     ] = None,
@@ -108,7 +112,9 @@ def compress(
         artifact.check_free(out.absolute(), force=force)
     set_threads(threads)
     country = ask_country(country) if bench else country
-    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size, context=context)
+    todo = plan(
+        model, recipe, target, to=to, calibration=calibration, bits=bits, size=size, context=context, kv_bits=kv_bits
+    )
     out = out or default_out(model, todo)
     artifact.check_free(out.absolute(), force=force)
     say_plan(console, todo, out, bench=bench and todo.runs_here)
@@ -138,8 +144,10 @@ def export(
         ),
     ] = None,
     context: ContextOption = None,
+    kv_bits: KvOption = None,
     calibration: Annotated[
-        str | None, typer.Option(help="edge-llm: self, a .txt or .jsonl file, or a hub data set; default self")
+        str | None,
+        typer.Option(help="edge-llm, --kv-bits: self, a .txt or .jsonl file, or a hub data set; default self"),
     ] = None,
     adapter: Annotated[
         list[Path] | None,
@@ -153,8 +161,8 @@ def export(
 
     with Bars(console) as bars:
         done = room(
-            checkpoint, out, to=to, target=target, precision=precision, context=context, calibration=calibration,
-            adapters=adapter or [], force=force, progress=bars,
+            checkpoint, out, to=to, target=target, precision=precision, context=context, kv_bits=kv_bits,
+            calibration=calibration, adapters=adapter or [], force=force, progress=bars,
         )  # fmt: skip
     screen.print(f"[bold]{escape(str(done.path))}[/]: {done.kind}, {done.bytes_on_disk / 1e6:.1f} MB", soft_wrap=True)
 

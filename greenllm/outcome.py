@@ -25,7 +25,9 @@ class Outcome:
     types: frozenset[Precision] = frozenset()
 
 
-def check_target(checkpoint: Checkpoint, recipe: Recipe, target: Target, to: Format | None, context: int | None) -> Fit:
+def check_target(
+    checkpoint: Checkpoint, recipe: Recipe, target: Target, to: Format | None, context: int | None, kv_bits: int = 0
+) -> Fit:
     """Whether what the recipe leaves runs on the target, in its memory; by default in the format that suits it best.
 
     Raises:
@@ -35,10 +37,12 @@ def check_target(checkpoint: Checkpoint, recipe: Recipe, target: Target, to: For
 
     runtime = to or usual_format(target, checkpoint)
     left = outcome(checkpoint, recipe, runtime)
-    return check_runs(checkpoint, left, target, runtime, context)
+    return check_runs(checkpoint, left, target, runtime, context, kv_bits)
 
 
-def check_runs(checkpoint: Checkpoint, left: Outcome, target: Target, runtime: Runtime, context: int | None) -> Fit:
+def check_runs(
+    checkpoint: Checkpoint, left: Outcome, target: Target, runtime: Runtime, context: int | None, kv_bits: int = 0
+) -> Fit:
     """The same of a checkpoint as it is, or will be, by a given runtime."""
     from greenllm.export.tensorrt import built_there
     from greenllm.kinds import GENERATION, VLM
@@ -46,7 +50,9 @@ def check_runs(checkpoint: Checkpoint, left: Outcome, target: Target, runtime: R
     refuse_kind(target, runtime, set(left.types))
     shape = shape_of(checkpoint.words, left.parameters, generates=checkpoint.task in (GENERATION, VLM))
     build = runtime == "tensorrt" and built_there(target)
-    return refuse_misfit(shape, target, runtime, bits=left.bits, context=wanted(shape, context), build=build)
+    return refuse_misfit(
+        shape, target, runtime, bits=left.bits, context=wanted(shape, context), build=build, kv_bits=kv_bits
+    )
 
 
 def stored(checkpoint: Checkpoint, runtime: Runtime, compute: Precision = "fp16") -> Outcome:

@@ -31,6 +31,7 @@ def compress(
     bits: float | None = None,
     size: float | None = None,
     context: int | None = None,
+    kv_bits: int | None = None,
     calibration: str | None = None,
     country: str | None = None,
     bench: bool = True,
@@ -52,6 +53,7 @@ def compress(
         bits: budget for mixed precision, bits a weight over everything.
         size: the same as MB of weights.
         context: tokens that it must hold, prompt and answer; by default 2048, or what the model was made for.
+        kv_bits: of keys and values in the cache, 8 or 4; None keeps them in float32.
         calibration: overrides the recipe's source of samples.
         country: ISO code of the grid for gCO2e; without it energy is given in kWh alone.
         bench: measure source and result and write the report.
@@ -69,7 +71,10 @@ def compress(
         GreenError: bad input, or a limit of the machine; nothing lies under ``out`` then, and the
             same call goes on where it stopped.
     """
-    todo = plan(model, recipe, target, to=to, calibration=calibration, bits=bits, size=size, context=context)
+    todo = plan(
+        model, recipe, target, to=to, calibration=calibration, bits=bits, size=size, context=context,
+        kv_bits=kv_bits,
+    )  # fmt: skip
     return execute(
         todo, out or default_out(model, todo), source=model, country=country, bench=bench,
         bench_options=bench_options, max_loss=max_loss, on_loss=on_loss, force=force, progress=progress,
@@ -110,8 +115,9 @@ def execute(
         if not artifact.is_artifact(deploy):
             context = todo.fit.context if todo.fit else None
             export_room(
-                checkpoint.path, deploy, to=todo.to, target=todo.target, context=context, force=True, progress=progress
-            )
+                checkpoint.path, deploy, to=todo.to, target=todo.target, context=context, kv_bits=todo.kv_bits,
+                calibration=todo.recipe.calibration.source if todo.kv_bits else None, force=True, progress=progress,
+            )  # fmt: skip
         if bench:
             _bench(todo, part, source, country, bench_options or {}, progress)
         done = _finish(part, Path(out), checkpoint)

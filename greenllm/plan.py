@@ -30,6 +30,7 @@ class Plan:
     estimate: Estimate
     memory: int
     to: str | None = None
+    kv_bits: int | None = None
     fit: Fit | None = None
     runs_here: bool = True
 
@@ -44,6 +45,7 @@ def plan(
     bits: float | None = None,
     size: float | None = None,
     context: int | None = None,
+    kv_bits: int | None = None,
 ) -> Plan:
     """Open the model, validate recipe and target, and estimate time and peak memory.
 
@@ -56,12 +58,14 @@ def plan(
         bits: budget of the recipe's ``mixed`` step, bits a weight.
         size: the same in MB.
         context: tokens that the deployed model must hold.
+        kv_bits: of keys and values in its cache.
 
     Raises:
         GreenError: whatever is wrong with the model, the recipe, the target or their combination.
     """
     from greenllm.checkpoint import open_checkpoint
     from greenllm.export import check_format, usual_format
+    from greenllm.export.kv_cache import check_cache
     from greenllm.export.targets import load_target
     from greenllm.outcome import check_target
 
@@ -78,6 +82,8 @@ def plan(
         model = with_fresh_weights(Path(model).expanduser(), found.seed) if Path(model).is_dir() else model
     checkpoint = open_checkpoint(model)
     kind = check_format(checkpoint, to or usual_format(device, checkpoint)) if device else None
+    if kind:
+        check_cache(kind, kv_bits)
     _check_input(checkpoint, found)
     for step in found.steps:
         step.check(checkpoint)
@@ -86,10 +92,10 @@ def plan(
 
         check_source(found.calibration.source, checkpoint)
         check_balance(found.calibration.source, found.calibration.balance, checkpoint)
-    fit = check_target(checkpoint, found, device, kind, context) if device else None
+    fit = check_target(checkpoint, found, device, kind, context, kv_bits or 0) if device else None
     here = kind not in ("tensorrt", "edge-llm")
     needs = _estimate(checkpoint, found, exported=device is not None)
-    return Plan(checkpoint, found, target or "", needs, _memory(), to, fit, here)
+    return Plan(checkpoint, found, target or "", needs, _memory(), to, kv_bits, fit, here)
 
 
 def _check_input(checkpoint: Checkpoint, recipe: Recipe) -> None:

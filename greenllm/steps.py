@@ -29,6 +29,7 @@ def begin(part: Path, todo: Plan, progress: Progress) -> None:
         "recipe": todo.recipe.dump(),
         "target": todo.target,
         "to": todo.to,
+        "kv_bits": todo.kv_bits,
         "context": todo.fit.context if todo.fit else None,
         "versions": artifact.versions(),
     }

@@ -122,7 +122,7 @@ def read_config(path: Path) -> tuple[PretrainedConfig, dict[str, Any] | None]:
     if quantization is not None and quantization.get("quant_method") not in _PARTS:
         raise GreenError(
             f"{file}: weights quantized by {quantization.get('quant_method')!r} are not read here.",
-            "Start from the dense checkpoint, or from one in the layout of GPTQ, bitsandbytes or compressed-tensors' FP8.",
+            "Start from the dense checkpoint, or one of GPTQ, bitsandbytes or compressed-tensors' FP8.",
         )
     if quantization is not None and quantization["quant_method"] == fp8.METHOD:
         fp8.rounds_inputs(quantization)  # or refuse

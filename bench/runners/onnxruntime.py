@@ -25,7 +25,7 @@ _CLASSES = 2  # axes of a classifier's logits; those of what decodes have one of
 _CUDA = "CUDAExecutionProvider"
 _FIRST = "first_logit"  # optional input of greenllm's graphs: the first position whose logits are computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
-          "tensor(int32)": np.int32}  # fmt: skip
+          "tensor(int32)": np.int32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}  # fmt: skip
 
 
 def load(path: str, threads: int, where: Where = CPU) -> Runner:
