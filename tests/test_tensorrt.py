@@ -115,16 +115,21 @@ def test_inputs_that_are_integers_too(bert, tmp_path):
 
 
 @builds
-@pytest.mark.parametrize("target", TWO)
-def test_floats_of_8_bits_stay_so_in_the_engine(wide, tmp_path, target):
-    small = floats(wide, tmp_path / "q")
-    done = greenllm.export(small, tmp_path / "o", target=target)
-    details = done.manifest.details
-    assert details["operators"] == {"DequantizeLinear": 2 * 2 * 7, "QuantizeLinear": 2 * 7, "MatMul": 2 * 7 + 4 + 1}
-    assert details["stored_bits"] == [8]
-    assert details["verified"]["error_of_rounding"] > 0
-    dense = greenllm.export(wide, tmp_path / "d", target=target)
-    assert (done.path / "model.engine").stat().st_size < (dense.path / "model.engine").stat().st_size
+def test_floats_of_8_bits_stay_so_in_the_engine(smollm2, tmp_path):
+    """Of the first layers of SmolLM2: as dense ones its engine would have two bytes a weight, and more."""
+    sliced = tmp_path / "m"
+    steps = [{"prune": {"method": "depth", "layers": "3-29"}}, {"fp8": {}}]
+    made = recipe.parse(yaml.safe_dump({"calibration": {"samples": 4, "length": 64}, "steps": steps}), "slice")
+    greenllm.pipeline.run_steps(smollm2, sliced, made)
+    source = open_checkpoint(sliced)
+    eights = sum(weight.octets.numel() for _, weight in source.packed())
+    for target in TWO:
+        done = greenllm.export(sliced, tmp_path / target, target=target)
+        found = done.manifest.details
+        assert (found["operators"]["DequantizeLinear"], found["operators"]["QuantizeLinear"]) == (2 * 3 * 7, 3 * 7)
+        assert found["stored_bits"] == [8]
+        assert found["verified"]["kl_divergence"] < 0.05
+        assert (done.path / "model.engine").stat().st_size < 2 * source.parameters - 0.4 * eights
 
 
 def test_codes_of_8_bit_floats_are_the_checkpoints(wide, tmp_path):

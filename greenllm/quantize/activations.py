@@ -107,7 +107,7 @@ class Ranges:
         return see
 
 
-def words(inputs: Inputs) -> dict[str, Any]:
+def words(inputs: Mapping[str, InputGrid | None]) -> dict[str, Any]:
     """As it lies in the configuration; :func:`read` undoes it."""
     return {name: g and {"scale": g.scale, "zero": g.zero} for name, g in inputs.items()}
 

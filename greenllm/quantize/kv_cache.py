@@ -23,7 +23,10 @@ _DEAD = 1e-3  # of the layer's largest scale: what a channel has that was never 
 
 
 def channel_scales(states: Tensor, bits: int) -> Tensor:
-    """The scale of each channel with the least squared error, by search over shrunken ranges.
+    """The scale of each channel.
+
+    Of 8 bits one that reaches the largest, which may be the first token's, and at that all others look. Of 4 bits the
+    one with the least squared error, by search over shrunken ranges.
 
     Args:
         states: float32 [T, C], what a cache would hold of T tokens.
@@ -40,7 +43,7 @@ def channel_scales(states: Tensor, bits: int) -> Tensor:
     if not torch.isfinite(largest).all() or not largest.any():
         raise GreenError("its keys or values are NaN, infinite, or all zero.")
     best, scales = torch.full_like(largest, torch.inf), largest / top
-    for part in _SHRINK:
+    for part in _SHRINK if bits == 4 else ():  # noqa: PLR2004 - a byte has levels to spare
         tried = (largest / top * part).clamp_min(torch.finfo(torch.float32).tiny)
         error = ((states / tried).round_().clamp_(-top - 1, top).mul_(tried) - states).square_().sum(0)
         scales = torch.where(error < best, tried, scales)
