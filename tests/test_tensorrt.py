@@ -157,17 +157,21 @@ def test_a_device_without_8_bit_floats_is_told_before_the_work(wide, tmp_path, t
 
 
 @builds
-def test_a_slice_of_smollm2_at_4_bits(smollm2, tmp_path):
-    """Its first layers with all that is particular to it; the whole is built by hand, see bench/gpu.md."""
-    sliced = tmp_path / "m"
-    steps = [{"prune": {"method": "depth", "layers": "3-29"}},
-             {"quantize": {"method": "rtn", "bits": 4, "group": 64, "head_bits": 4, "head_group": 64}}]  # fmt: skip
-    made = recipe.parse(yaml.safe_dump({"steps": steps}), "slice")
-    greenllm.pipeline.run_steps(smollm2, sliced, made)
-    for target in TWO:
-        done = greenllm.export(sliced, tmp_path / target, target=target)
-        assert done.manifest.details["stored_bits"] == [4]
-        assert done.manifest.details["verified"]["kl_divergence"] < 0.05
+@pytest.mark.parametrize(("target", "bits"), [("rtx-40", 16), ("rtx-50", 4)])
+def test_smollm2(smollm2, tmp_path, target, bits):
+    """All of it, its cache of any length."""
+    model = smollm2
+    if bits == 4:
+        step = {"quantize": {"method": "rtn", "bits": 4, "group": 64, "head_bits": 4, "head_group": 64}}
+        made = recipe.parse(yaml.safe_dump({"steps": [step]}), "int4")
+        model = greenllm.pipeline.run_steps(smollm2, tmp_path / "m", made).path
+    done = greenllm.export(model, tmp_path / "o", target=target)
+    details = done.manifest.details
+    assert details["stored_bits"] == [bits]
+    assert details["verified"]["kl_divergence"] < 0.05
+    (profile,) = details["engine"]["profiles"]
+    assert profile["shapes"]["past_key_values.29.value"] == [[1, 3, 0, 64], [1, 3, 1024, 64], [1, 3, 2047, 64]]
+    assert (done.path / "model.engine").stat().st_size < (320e6 if bits == 16 else 180e6)
 
 
 @builds
