@@ -26,8 +26,7 @@ STEPS = 4  # of a decoder, after its prefill
 _PICTURES = 3
 Arithmetic = Literal["fp32", "fp16", "int8", "int4"]
 # Largest mean KL divergence (nats a token) or relative error that the arithmetic explains: fp32 sums in another
-# order, half precision, activations rounded to int8, or
-# a cache of int4.
+# order, half precision, activations rounded to int8, or a cache of int4.
 LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05, "int4": 0.5}
 RELATIVE = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.15, "int4": 0.5}
 # How much larger than that of torch with inputs rounded alike the error of a W8A8 graph may be. Sums in another order

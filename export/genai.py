@@ -29,7 +29,7 @@ from greenllm.older import LAST_POSITION, older
 from greenllm.progress import Progress
 
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
-_CACHE = {0: TensorProto.FLOAT, 8: TensorProto.INT8, 4: TensorProto.UINT8}
+_CACHE = {8: TensorProto.INT8, 4: TensorProto.UINT8}
 
 
 def write_genai(
@@ -92,7 +92,7 @@ def _finish(built: Path, runtime: str, bits: int) -> None:
     width = config["model"]["decoder"]["head_size"]
     width = (width + 1) // 2 if bits == 4 else width  # noqa: PLR2004 - two codes to a byte
     kinds = {v.type.tensor_type.elem_type for v in model.graph.input if v.name.startswith("past_key_values.")}
-    if kinds != {_CACHE[bits]}:
+    if bits and kinds != {_CACHE[bits]}:
         raise GreenError(
             f"This onnxruntime-genai ({version('onnxruntime-genai')}) does not make caches of {bits} bits.",
             "Install 0.18 or newer, or leave out --kv-bits.",
