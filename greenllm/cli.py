@@ -64,7 +64,7 @@ RequireOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="a requirement inside the noise fails too")]
 KvOption = Annotated[
-    int | None, typer.Option(help="genai: bits of keys and values in the cache, 8 or 4; default: float32")
+    int | None, typer.Option(help="genai: bits of the cache of keys and values, 8 or 4: less memory, slower")
 ]
 EffortOption = Annotated[Literal["quick", "full"], typer.Option(help="how long the bench measures")]
 
