@@ -84,6 +84,17 @@ class Walk:
         for i in range(len(self.blocks)):
             yield from load_file(self.state / f"block-{i}.safetensors").items()
 
+    def written(self, notes: str) -> Iterator[tuple[str, Tensor]]:
+        """The checkpoint's tensors, with those committed in their places; what ends in ``notes`` is no tensor of it."""
+        done = set[str]()
+        for name, tensor in self.tensors():
+            if not name.endswith(notes):
+                done.add(name)
+                yield name, tensor
+        for name in self.checkpoint.names():
+            if name not in done:
+                yield name, self.checkpoint.tensor(name)
+
     def forget(self) -> None:
         """Drop hidden states and weights; :meth:`tensors` needs neither."""
         self.hidden.clear()

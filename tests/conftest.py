@@ -75,6 +75,35 @@ def make_llama(path, *, tied=True, seed=0, layers=2, vocab=128, **options):
     return path
 
 
+def first_blocks(model, out, count):
+    """The first blocks of a real decoder, with its embedding, head and tokenizer."""
+    from safetensors.torch import load_file, save_file
+
+    out.mkdir()
+    tensors = load_file(model / "model.safetensors")
+    kept = {
+        n: t for n, t in tensors.items() if ".layers." not in n or int(n.split(".layers.")[1].split(".")[0]) < count
+    }
+    save_file(kept, out / "model.safetensors", {"format": "pt"})
+    for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copyfile(model / file, out / file)
+    edit(out / "config.json", num_hidden_layers=count)
+    return out
+
+
+def damaged_copy(source, out, change):
+    """A checkpoint some of whose tensors were changed, opened."""
+    from safetensors.torch import load_file, save_file
+
+    from greenllm.checkpoint import open_checkpoint
+
+    tensors = load_file(source / "model.safetensors")
+    change(tensors)
+    shutil.copyfile(source / "config.json", out / "config.json")
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return open_checkpoint(out)
+
+
 def start_killed(signal_name, pattern, arguments, cwd):
     """Start greenllm in ``cwd``; it signals itself just before the file ``pattern`` comes to its final name."""
     killer = Path(__file__).with_name("killed.py")

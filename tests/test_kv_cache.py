@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import OLD, make_llama, ran
+from conftest import OLD, first_blocks, make_llama, ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
-from safetensors.torch import load_file, save_file
 from test_cli import run
 from test_export import PROMPT, genai_greedy, quantized
 from tokenizers import Tokenizer
@@ -188,19 +187,12 @@ def open_shape():
 @new
 def test_a_real_model_loses_little(smollm2, data, tmp_path):
     """The first blocks of SmolLM2 over English text."""
-    tensors = load_file(smollm2 / "model.safetensors")
-    kept = {n: t for n, t in tensors.items() if ".layers." not in n or int(n.split(".")[2]) < 3}
-    (tmp_path / "m").mkdir()
-    save_file(kept, tmp_path / "m" / "model.safetensors", {"format": "pt"})
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "m" / file).write_bytes((smollm2 / file).read_bytes())
-    config = json.loads((smollm2 / "config.json").read_text()) | {"num_hidden_layers": 3}
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    model = first_blocks(smollm2, tmp_path / "m", 3)
     ids = Tokenizer.from_file(str(smollm2 / "tokenizer.json")).encode(ENGLISH * 4).ids[:200]
     logits = {}
     for bits in (None, 8, 4):
         text = str(data / "calibration" / "c4_en_300.jsonl") if bits else None
-        done = greenllm.export(tmp_path / "m", tmp_path / str(bits), to="genai", kv_bits=bits, calibration=text)
+        done = greenllm.export(model, tmp_path / str(bits), to="genai", kv_bits=bits, calibration=text)
         logits[bits] = torch.log_softmax(torch.from_numpy(genai.load(str(done.path), 1).logits(ids)).double(), -1)
     lost = {b: float((logits[None].exp() * (logits[None] - logits[b])).sum(-1).mean()) for b in (8, 4)}
     assert 0 < lost[8] < 2e-3

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import FUSED
-from safetensors.torch import load_file, save_file
+from conftest import FUSED, damaged_copy, first_blocks
+from safetensors.torch import load_file
 from test_export_quantized import Source, X, Y, write_graph, x
 from test_export_quantized import run as run_graph
 
@@ -69,12 +69,7 @@ def damaged(made, tmp_path):
     """Copies a checkpoint with some tensors changed, and opens it."""
 
     def damage(change, **options):
-        source = made(**options)
-        tensors = load_file(source / "model.safetensors")
-        change(tensors)
-        (tmp_path / "config.json").write_text((source / "config.json").read_text())
-        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-        return open_checkpoint(tmp_path)
+        return damaged_copy(made(**options), tmp_path, change)
 
     return damage
 
@@ -405,16 +400,7 @@ def test_without_bitsandbytes_one_can_read_but_not_write(llama, made, tmp_path, 
 
 def test_a_real_model(smollm2, tmp_path):
     """The first blocks of SmolLM2: written, loaded by transformers, exported."""
-    config = json.loads((smollm2 / "config.json").read_text()) | {"num_hidden_layers": 2}
-    small = tmp_path / "m"
-    small.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (small / name).write_text((smollm2 / name).read_text())
-    (small / "config.json").write_text(json.dumps(config))
-    whole = load_file(smollm2 / "model.safetensors")
-    kept = {n: t for n, t in whole.items() if ".layers." not in n or int(n.split(".layers.")[1].split(".")[0]) < 2}
-    save_file(kept, small / "model.safetensors", {"format": "pt"})
-    path = convert(small, tmp_path / "q")
+    path = convert(first_blocks(smollm2, tmp_path / "m", 2), tmp_path / "q")
     model = stock(path)
     for m in model.modules():
         m.support_avx512bf16_for_cpu = False

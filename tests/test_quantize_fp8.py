@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import damaged_copy, first_blocks, make_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -116,16 +116,8 @@ def test_the_same_again(llama, small, tmp_path):
 
 
 def test_a_real_model_loses_little(smollm2, tmp_path):
-    """The first blocks of SmolLM2, weights and inputs rounded, beside 8-bit integers that have a scale for 64."""
-    tensors = load_file(smollm2 / "model.safetensors")
-    kept = {n: t for n, t in tensors.items() if ".layers." not in n or int(n.split(".")[2]) < 3}
-    (tmp_path / "m").mkdir()
-    save_file(kept, tmp_path / "m" / "model.safetensors", {"format": "pt"})
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "m" / file).write_bytes((smollm2 / file).read_bytes())
-    config = json.loads((smollm2 / "config.json").read_text()) | {"num_hidden_layers": 3}
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    done = open_checkpoint(made_of("fp8", tmp_path / "m", tmp_path / "q"))
+    """The first blocks of SmolLM2, weights and inputs rounded."""
+    done = open_checkpoint(made_of("fp8", first_blocks(smollm2, tmp_path / "m", 3), tmp_path / "q"))
     model, dense = done.load_model(), open_checkpoint(tmp_path / "m").load_model()
     for name, grid in done.inputs.items():
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, g=grid: (g.round(args[0]),))
@@ -137,14 +129,7 @@ def test_a_real_model_loses_little(smollm2, tmp_path):
 
 @pytest.fixture
 def damaged(small, tmp_path):
-    def damage(change):
-        tensors = load_file(small / "model.safetensors")
-        change(tensors)
-        (tmp_path / "config.json").write_text((small / "config.json").read_text())
-        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-        return open_checkpoint(tmp_path)
-
-    return damage
+    return lambda change: damaged_copy(small, tmp_path, change)
 
 
 def _set(part, tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,18 +79,8 @@ def sparsify(checkpoint: Checkpoint, sparsity: Sparsity, out: Path, context: Con
     context.progress.stage(f"zeros into {len(walk.blocks)} blocks", len(walk.blocks))
     walk.run(visit, context.progress)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        done = set()
-        for name, tensor in walk.tensors():
-            if not name.endswith(_LOSS):
-                done.add(name)
-                yield name, tensor
-        for name in checkpoint.names():
-            if name not in done:
-                yield name, checkpoint.tensor(name)
-
     copy_side_files(checkpoint.path, out)
-    write_shards(out, tensors())
+    write_shards(out, walk.written(_LOSS))
     write_config(out, checkpoint.config, None)
     losses = {n.removesuffix(_LOSS): float(t) for n, t in walk.tensors() if n.endswith(_LOSS)}
     context.progress.note("Zeros do not make it smaller or faster: only TensorRT computes 2:4 faster.")

@@ -3,7 +3,7 @@
 E4M3, a sign, four bits of exponent and three of mantissa: "FP8 Formats for Deep Learning", Micikevicius et al., 2022,
 arXiv:2209.05433, section 3. A linear of K inputs and N outputs is stored as ``weight``, float8_e4m3fn [N, K];
 ``weight_scale``, [N, 1] or one for all; and, where its inputs are rounded too, ``input_scale``, one for all of them.
-llm-compressor writes it (``float-quantized``), transformers and vLLM read it.
+llm-compressor calls it ``float-quantized``; transformers reads it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,8 +57,9 @@ class Fp8:
         walk = Walk(checkpoint, [{checkpoint.input: b} for b in batches(context.samples())], context.work)
         context.progress.stage(f"rounding {len(walk.blocks)} blocks", len(walk.blocks))
         walk.run(_round, context.progress)
+        walk.forget()
         copy_side_files(checkpoint.path, out)
-        write_shards(out, _tensors(checkpoint, walk))
+        write_shards(out, walk.written(_LOSS))
         inside = quantizable(checkpoint)[0]
         write_config(out, checkpoint.config, fp8.words([n for n in linears(walk.model) if n not in inside]))
         losses = [float(t) for n, t in walk.tensors() if n.endswith(_LOSS)]
@@ -83,15 +84,3 @@ def _round(name: str, block: nn.Module, forward: Callable[[], None]) -> dict[str
         kept |= {f"{name}.{short}.{part}": t for part, t in fp8.to_stored(weight, inputs).items()}
         set_weight(layer, rounded)
     return kept
-
-
-def _tensors(checkpoint: Checkpoint, walk: Walk) -> Iterator[tuple[str, Tensor]]:
-    done = set[str]()
-    walk.forget()
-    for name, tensor in walk.tensors():
-        if not name.endswith(_LOSS):
-            done.add(name)
-            yield name, tensor
-    for name in checkpoint.names():
-        if name not in done:
-            yield name, checkpoint.tensor(name)
