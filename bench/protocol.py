@@ -73,7 +73,15 @@ def methods(results: Results) -> dict[str, str]:
 
 def _earlier(s: dict[str, Any]) -> str:
     """What the intervals hold of how the machine moves between benches."""
-    if used := s.get("earlier"):
+    used = s.get("earlier")
+    if "assumed" in s:
+        speeds, ratios = (f"{x:.0%}".replace("%", " %") for x in s["assumed"])
+        return (
+            f"or, where that is wider, how much benches differ on a virtual machine, which others share: {speeds} "
+            f"(ratios {ratios}) is assumed, and corrected by this machine's earlier benches of the same work "
+            f"({used} repeats)"
+        )
+    if used:
         return f"or, where that is wider, how this machine's earlier benches of the same work differed ({used} repeats)"
     return "for where another run would lie: it holds what the machine did meanwhile, not what it does on another day"
 
@@ -157,7 +165,7 @@ def _energy(s: dict[str, Any]) -> str:
         "everything the meter counts while a query runs; net is less the idle power, taken on the line between the "
         "two. The interval holds the scatter of power and of query times, the meter's lag, half the drift of idle, and "
         "how the sittings of the speed differ; where watts are estimated, the time of a query is the mean over these."
-        + (" Where that is wider, it is how earlier benches differed, as of speeds." if s.get("earlier") else "")
+        + (" Where that is wider, it is as of speeds." if s.get("earlier") or "assumed" in s else "")
         + phases
     )
 

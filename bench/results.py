@@ -75,13 +75,14 @@ class _Strict(BaseModel):
 
 
 class Machine(_Strict):
-    """Where it ran. ``load`` is the 1-minute load average before the bench began."""
+    """Where it ran. ``load``: the 1-minute load average before the bench began; ``virtual``: a hypervisor is seen."""
 
     cpu: str
     cores: int
     memory_bytes: int
     load: float | None = None
     system: str = Field(default_factory=platform.platform)
+    virtual: bool = False
 
 
 class Provenance(_Strict):
@@ -319,13 +320,18 @@ def machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         load=round(os.getloadavg()[0], 2),
+        virtual=any("hypervisor" in line.split() for line in _cpu_lines() if line.startswith("flags")),
     )
 
 
-def _cpu_name() -> str:
+def _cpu_lines() -> list[str]:
+    """What Linux says of its processors; elsewhere nothing."""
     from pathlib import Path
 
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    return info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+
+
+def _cpu_name() -> str:
+    named = [x.split(":", 1)[1].strip() for x in _cpu_lines() if x.lower().startswith(("model name", "hardware"))]
     return named[0] if named else platform.processor() or platform.machine()

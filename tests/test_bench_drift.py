@@ -19,10 +19,10 @@ def figure(value, half=0.01, unit="tokens/s"):
     return Measurement(value=value, unit=unit, n=5, ci95=(value - half, value + half), method="measured:clock")
 
 
-def bench(value, half=0.01, *, path="m", threads=2, cpu="x", **more):
+def bench(value, half=0.01, *, path="m", threads=2, cpu="x", virtual=False, **more):
     """A bench of one model."""
     figures = {"decode": figure(value, half), "perplexity": figure(9.0, unit=""), "disk": counted(5, "MB")} | more
-    machine = Machine(cpu=cpu, cores=1, memory_bytes=1, system="s")
+    machine = Machine(cpu=cpu, cores=1, memory_bytes=1, system="s", virtual=virtual)
     rows = [Row(name="m", path=path, runner="genai", measurements=figures)]
     settings = {"threads": threads}
     return Results(created="", baseline="m", rows=rows, machine=machine, versions={}, settings=settings)
@@ -51,6 +51,31 @@ def test_it_is_that_of_another_bench_by_hand(tmp_path):
     reach = stats.t.ppf(0.975, 4) * math.sqrt(2) * spread
     assert decode(found) == pytest.approx((97 / (1 + reach), 97 * (1 + reach)))
     assert found.settings["earlier"] == 4
+
+
+@pytest.mark.parametrize("values", [[100.0], [100.0, 104.0, 98.0]])
+def test_on_a_virtual_machine_it_begins_from_what_such_were_seen_to_do(tmp_path, values):
+    df = len(values) - 1
+    for value in values:
+        found = bench(value, virtual=True)
+        found.rows[0].ratios = {"decode": figure(2.0, unit="x")}
+        drift.widen(found, tmp_path / "f", Silent())
+    squares = sum((v / np.mean(values) - 1) ** 2 for v in values)
+    for interval, first, seen in ((decode(found), 0.08, squares), (found.rows[0].ratios["decode"].ci95, 0.04, 0.0)):
+        reach = stats.t.ppf(0.975, 8 + df) * math.sqrt(2 * (8 * first**2 + seen) / (8 + df))
+        assert interval[1] / interval[0] == pytest.approx((1 + reach) ** 2)
+    assert found.settings["earlier"] == df
+    del found.rows[0].measurements["perplexity"]
+    found.settings |= {"query": "a text is read", "rounds": "after 5 sittings"}
+    assert (
+        f"8 % (ratios 4 %) is assumed, and corrected by this machine's earlier benches of the same work ({df}"
+        in (protocol.methods(found)["Speed"])
+    )
+
+
+def test_many_repeats_outweigh_what_was_assumed(tmp_path):
+    found = widened(tmp_path / "f", *(bench(100 + i % 2 / 10, virtual=True) for i in range(200)))
+    assert decode(found)[1] / decode(found)[0] < 1.1
 
 
 def test_it_is_never_narrower_and_quality_and_size_stay(tmp_path):
