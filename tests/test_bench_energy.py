@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import greenllm
 from greenllm.bench import energy
+from greenllm.bench.energy.codecarbon import Codecarbon
 from greenllm.errors import GreenError
 
 
@@ -124,6 +126,32 @@ def test_regions_and_intensity():
 def test_carbon_wants_a_country_before_anything_is_measured(tmp_path):
     with pytest.raises(GreenError, match="no country was given"):
         greenllm.bench([tmp_path], carbon=True)
+
+
+def test_codecarbon_counts_no_time_twice_where_its_own_thread_samples_at_once():
+    from codecarbon.core.units import Energy, Power
+
+    class Slow:
+        """1 kW, and a sample takes a while."""
+
+        def measure_power_and_energy(self, last_duration):
+            time.sleep(0.2)
+            return Power.from_watts(1000), Energy.from_energy(kWh=last_duration / 3600)
+
+    meter = Codecarbon(every=1000)
+    try:
+        meter._tracker._hardware = [Slow()]
+        before = meter.joules()
+        begin = time.perf_counter()
+        time.sleep(0.5)
+        thread = threading.Thread(target=meter._tracker._measure_power_and_energy)
+        thread.start()
+        time.sleep(0.1)  # it is in the middle of its sample
+        found = meter.joules() - before
+        assert 0.3 * 1000 < found < 1.05 * 1000 * (time.perf_counter() - begin)
+        thread.join()
+    finally:
+        meter.close()
 
 
 def test_tracking_a_block_is_silent_and_leaves_no_file(tmp_path, monkeypatch, capfd):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import threading
 import warnings
 
 from greenllm.errors import GreenError
@@ -43,10 +44,19 @@ class Codecarbon:
     def __init__(self, every: float = 5) -> None:
         from codecarbon import OfflineEmissionsTracker
 
+        class OneAtATime(OfflineEmissionsTracker):
+            """Its own thread and a reader that sampled at once would both count the time since the last sample."""
+
+            _sampling = threading.Lock()
+
+            def _measure_power_and_energy(self) -> None:
+                with self._sampling:
+                    super()._measure_power_and_energy()
+
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._tracker = OfflineEmissionsTracker(
+            self._tracker = OneAtATime(
                 country_iso_code="DEU",  # not used: see the forced factor
                 force_carbon_intensity_g_co2e_kwh=1000.0,  # its kilograms are then kilowatt-hours
                 measure_power_secs=every,
