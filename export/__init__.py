@@ -101,7 +101,7 @@ def export(
     fit = check_runs(source, stored(source, kind, compute), device, kind, context, kv_bits or 0)
     cache = make_cache(source, kv_bits, calibration or "self", fit.context, progress) if kv_bits else None
     with artifact.writing(out, force=force) as part:
-        with tempfile.TemporaryDirectory(dir=part.parent, prefix=".export-") as work:
+        with tempfile.TemporaryDirectory(dir=part, prefix=".export-") as work:
             if kind == "tensorrt":
                 quantized = write_typed(source, part, Path(work), compute, progress)
             elif kind == "genai":

@@ -105,7 +105,7 @@ def _write(
     """Quantize and export into ``out/llm``, look at what came out, and say for the manifest what was found."""
     graph = out / "llm" / "model.onnx"
     given, measured = None, {}
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
         work = Path(scratch)
         if precision == "fp16" or checkpoint.quantized:
             ready = _plain(checkpoint, work / "dense")

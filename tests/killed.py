@@ -1,4 +1,6 @@
-"""greenllm, which signals itself just before a given file comes to its final name: a kill that no timing decides.
+"""greenllm, which signals itself just before a given file comes to its final name, or a directory is made.
+
+No timing decides when it is killed.
 
 python tests/killed.py SIGNAL PATTERN argument …
 """
@@ -15,7 +17,9 @@ waiting = [pattern]
 
 
 def watch(event: str, arguments: tuple) -> None:
-    if event == "os.rename" and waiting and fnmatch.fnmatch(os.fspath(arguments[1]), f"*/{pattern}"):
+    if not waiting or event not in ("os.rename", "os.mkdir"):
+        return
+    if fnmatch.fnmatch(os.fspath(arguments[event == "os.rename"]), f"*/{pattern}"):
         waiting.clear()
         os.kill(os.getpid(), number)
 

@@ -173,6 +173,7 @@ def test_a_disk_that_fills_in_the_middle(tmp_path, small_recipe, monkeypatch):
         ".out.partial/calibration.safetensors",
         ".out.partial/.work-checkpoint/block-1.safetensors",
         ".out.partial/.checkpoint.partial/greenllm.json",
+        ".export-*/dense",
         ".out.partial/deploy",
     ],
 )
@@ -195,7 +196,7 @@ def test_killed_at_any_stage_the_same_command_goes_on(tmp_path, small_recipe, co
     want = artifact.read(compressed[1].path).manifest.files
     weights = "checkpoint/model.safetensors"
     assert found[weights] == want[weights]
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
+    assert [p.name for p in (*tmp_path.iterdir(), *(tmp_path / "out").iterdir()) if p.name.startswith(".")] == []
 
 
 def test_another_request_does_not_go_on_with_foreign_work(tmp_path, small_recipe):
