@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -131,8 +130,8 @@ def bundle(
         with artifact.writing(final, force=force) as part:
             _fill(part, source, found, progress)
         return final
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".bundle-") as work:
-        part = Path(work) / archives.stem(final)
+    with artifact.working(final) as work:
+        part = work / archives.stem(final)
         part.mkdir()
         _fill(part, source, found, progress)
         progress.stage("archiving", 1)

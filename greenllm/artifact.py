@@ -248,6 +248,22 @@ def writing(out: Path | str, *, force: bool = False, resume: bool = False) -> It
     """
     out = Path(out).absolute()
     check_free(out, force=force)
+    with working(out, keep=resume) as part:
+        yield part
+        _swap(part, out)
+
+
+@contextmanager
+def working(out: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Give a directory beside ``out``, which is gone after the block; a kill leaves it to the next try, which clears it.
+
+    Args:
+        out: what is made of it.
+        keep: leave it there on failure, and hand it out again as it is next time.
+
+    Raises:
+        GreenError: the parent of ``out`` cannot be written, or another process is writing ``out``.
+    """
     part = partial_of(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -257,18 +273,16 @@ def writing(out: Path | str, *, force: bool = False, resume: bool = False) -> It
         raise GreenError(f"Another greenllm process is writing {out}.", "Wait for it, or choose another -o.") from e
     except OSError as e:
         raise GreenError(f"Cannot write beside {out}: {e.strerror}.", "Choose another -o.") from e
+    kept = keep
     try:
-        if part.exists() and not resume:
+        if part.exists() and not keep:
             shutil.rmtree(part)
         part.mkdir(exist_ok=True)
-        try:
-            yield part
-        except BaseException:
-            if not resume:
-                shutil.rmtree(part, ignore_errors=True)
-            raise
-        _swap(part, out)
+        yield part
+        kept = False
     finally:
+        if not kept:
+            shutil.rmtree(part, ignore_errors=True)
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
 

@@ -7,13 +7,14 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 
 import numpy as np
 import pytest
-from conftest import OLD
+from conftest import OLD, start_killed
 
 from greenllm import artifact
 from greenllm.answer import stream
@@ -107,6 +108,15 @@ def test_the_same_model_gives_the_same_bytes(exported, made, tmp_path):
     assert bundle(made, tmp_path / "plain" / "tiny", archive=True).name == "tiny.tar.gz"
     with pytest.raises(GreenError, match="exists"):
         bundle(made, first)
+
+
+def test_a_kill_while_an_archive_is_made_leaves_nothing_once_it_is_made(exported, tmp_path):
+    out = tmp_path / "tiny.tar.gz"
+    killed = start_killed("SIGKILL", ".tiny.tar.gz.partial/tiny", ["bundle", exported, "-o", out], tmp_path)
+    assert (killed.wait(), out.exists()) == (-signal.SIGKILL, False)
+    assert list(tmp_path.iterdir())
+    bundle(exported, out)
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
 
 
 def flip(path):
