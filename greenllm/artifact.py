@@ -255,7 +255,7 @@ def writing(out: Path | str, *, force: bool = False, resume: bool = False) -> It
 
 @contextmanager
 def working(out: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Give a directory beside ``out``, which is gone after the block; a kill leaves it to the next try, which clears it.
+    """Give a directory beside ``out``, gone after the block; what a kill leaves, the next try clears.
 
     Args:
         out: what is made of it.
