@@ -113,7 +113,9 @@ def test_the_same_model_gives_the_same_bytes(exported, made, tmp_path):
 def test_a_kill_while_an_archive_is_made_leaves_nothing_once_it_is_made(exported, tmp_path):
     out = tmp_path / "here" / "tiny.tar.gz"
     out.parent.mkdir()
-    killed = start_killed("SIGKILL", ".tiny.tar.gz.partial/tiny", ["bundle", str(exported.path), "-o", str(out)], tmp_path)
+    killed = start_killed(
+        "SIGKILL", ".tiny.tar.gz.partial/tiny", ["bundle", str(exported.path), "-o", str(out)], tmp_path
+    )
     assert (killed.wait(), out.exists()) == (-signal.SIGKILL, False)
     assert list(out.parent.iterdir())
     bundle(exported, out)
